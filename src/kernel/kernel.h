@@ -1,0 +1,153 @@
+/* The shared slab's kernel: the whole public face.
+ *
+ * Plain C11 on a segment that the caller mapped; no allocation, no stdio, no mutable globals. Time, process identity
+ * and randomness are arguments. `now_ns` is CLOCK_MONOTONIC (coarse is enough), one reading per operation.
+ * Thread-safe, with one exception: lec_count_read() on one handle needs the caller's serialisation (the GIL)
+ * unless the handle was attached with `concurrent`.
+ */
+#ifndef LEC_KERNEL_H
+#define LEC_KERNEL_H
+
+#include "layout.h"
+
+enum lec_status {
+    LEC_OK = 0,
+    LEC_ABSENT,          /* no such entry */
+    LEC_EXISTS,          /* add: there is a live entry */
+    LEC_MISMATCH,        /* cas, fill, delete: the version or token is not current */
+    LEC_REFUSED,         /* too large, or no memory to be had; the old value is gone */
+    LEC_WOULD_BLOCK,     /* timeout_ns was 0 and the lock is taken; nothing changed */
+    LEC_BUSY,            /* no lock within timeout_ns; nothing changed */
+    LEC_RETIRED,         /* the segment was replaced or unlinked: attach again by name */
+    LEC_NOT_A_NUMBER,    /* incr: the value is no ASCII decimal of signed 64 bits */
+    LEC_OVERFLOW,        /* incr: the sum leaves signed 64 bits */
+    LEC_NO_BUFFER,       /* the caller's buffer callback returned NULL */
+    LEC_FOREIGN,         /* attach: no published segment of this layout, or its geometry does not fit */
+    LEC_DAMAGED,         /* internal: a structure did not hold what it must; the shard is rebuilt */
+};
+
+enum lec_stat {
+    LEC_STAT_HITS, LEC_STAT_MISSES, LEC_STAT_SETS, LEC_STAT_DELETES, LEC_STAT_REFUSALS, LEC_STAT_BUSY,
+    LEC_STAT_EVICTIONS, LEC_STAT_EXPIRATIONS, LEC_STAT_ADMISSION_REJECTIONS, LEC_STAT_RECOVERIES,
+    LEC_STAT_READ_RETRIES, LEC_STAT_READS_LOCKED, LEC_STAT_SHARDS_CLEARED,
+};
+
+/* One process's (private) view of a segment. Zero it before lec_attach(). */
+struct lec_handle {
+    uint8_t *base;
+    uint64_t bytes;
+    struct lec_header *header;
+    struct lec_process *process;    /* this process's record */
+    struct lec_config config;
+    struct lec_geometry geometry;
+    uint64_t seed[2];
+    uint64_t identity;              /* as lec_process.owner */
+    bool concurrent;                /* several threads may count reads at once: use atomic additions */
+};
+
+/* ---- life ---- */
+/* Formats `bytes` of zeroed memory at `base` and publishes the magic last. */
+enum lec_status lec_create(void *base, uint64_t bytes, const struct lec_config *config, const uint8_t boot_id[16],
+                           uint64_t now_ns, uint64_t wall_ns, const uint64_t random[3]);
+/* Reads only the frozen prefix: LEC_OK and the configuration, LEC_FOREIGN, or LEC_RETIRED. */
+enum lec_status lec_probe(const void *base, uint64_t bytes, const uint8_t boot_id[16], struct lec_config *config);
+/* Attaches: validates, claims (or adopts a dead process's) record. */
+enum lec_status lec_attach(struct lec_handle *handle, void *base, uint64_t bytes, const uint8_t boot_id[16],
+                           uint64_t identity, bool concurrent);
+/* After fork: a new identity for the child, on the same mapping. */
+void lec_reidentify(struct lec_handle *handle, uint64_t identity);
+/* Gives the record back (its sums stay). The mapping is the caller's to unmap. */
+void lec_detach(struct lec_handle *handle);
+/* Marks the segment retired for every process (reason is nonzero). */
+void lec_retire(struct lec_handle *handle, uint32_t reason);
+/* pid << 40 | start time of /proc/PID/stat, 0 when there is no such process (or only its zombie). */
+uint64_t lec_process_identity(int32_t pid);
+/* Live attached processes (this one included). */
+uint32_t lec_attached(struct lec_handle *handle);
+/* Frees what dead processes had reserved. Takes the locks concerned, each at most timeout_ns. */
+void lec_reap(struct lec_handle *handle, uint64_t now_ns, uint64_t timeout_ns);
+
+/* ---- reads: no lock (but for one bounded attempt after eight lost races) ---- */
+/* Returns a buffer of `bytes` bytes, or NULL to give up; may be called again with another size in one operation. */
+typedef void *(*lec_buffer_fn)(void *context, uint64_t bytes);
+
+struct lec_read {
+    bool wants_token;               /* in */
+    uint64_t version;               /* of the entry, for cas; valid on LEC_OK */
+    uint64_t expires_at;            /* ns; UINT64_MAX = never; valid on LEC_OK */
+    uint64_t token;                 /* for fill; valid on LEC_OK and LEC_ABSENT if wanted */
+};
+/* buffer == NULL: only look (contains, ttl). Neither counts hit nor miss: the caller does, with lec_count_read(). */
+enum lec_status lec_get(struct lec_handle *handle, const void *key, uint32_t key_bytes, uint64_t now_ns,
+                        lec_buffer_fn buffer, void *context, struct lec_read *read);
+/* For many keys at once: ask for the index lines of all, then for the entries of all, then read them. Hints only. */
+uint64_t lec_hint_home(const struct lec_handle *handle, const void *key, uint32_t key_bytes);   /* returns the hash */
+void lec_hint_entry(struct lec_handle *handle, uint64_t hash);
+void lec_count_read(struct lec_handle *handle, uint32_t hits, uint32_t misses);
+
+/* ---- writes: timeout_ns == 0 means trylock only ---- */
+enum lec_mode { LEC_SET, LEC_ADD, LEC_CAS, LEC_FILL };
+
+struct lec_store {
+    const void *key; const void *value;
+    uint64_t value_bytes;
+    uint32_t key_bytes;
+    enum lec_mode mode;
+    uint64_t expected;              /* CAS: version; FILL: token */
+    uint64_t ttl_ns;                /* 0 = never expires */
+    uint64_t tti_ns;                /* 0 = off */
+};
+/* LEC_OK, LEC_EXISTS (add), LEC_MISMATCH (cas, fill; cas of an absent key too), LEC_REFUSED, LEC_WOULD_BLOCK, LEC_BUSY, LEC_RETIRED. */
+enum lec_status lec_store(struct lec_handle *handle, const struct lec_store *store, uint64_t now_ns, uint64_t timeout_ns);
+/* Values longer than this are filled outside the lock; the caller may want to release its own locks (the GIL) first. */
+#define LEC_INLINE_BYTES 8192u
+/* How long the second critical section of such a store may wait for the lock when timeout_ns is 0. */
+#define LEC_FILL_TIMEOUT_NS UINT64_C(1000000000)
+/* expected_version 0 = whatever is there. LEC_OK, LEC_ABSENT, LEC_MISMATCH, ... */
+enum lec_status lec_delete(struct lec_handle *handle, const void *key, uint32_t key_bytes, uint64_t expected_version,
+                           uint64_t now_ns, uint64_t timeout_ns);
+enum lec_status lec_incr(struct lec_handle *handle, const void *key, uint32_t key_bytes, int64_t delta, int64_t *result,
+                         uint64_t now_ns, uint64_t timeout_ns);
+/* ttl_ns 0 = never expires from now on. */
+enum lec_status lec_touch(struct lec_handle *handle, const void *key, uint32_t key_bytes, uint64_t ttl_ns,
+                          uint64_t now_ns, uint64_t timeout_ns);
+/* After it returns all keys miss everywhere and the counts are 0. Shards whose lock cannot be had within timeout_ns
+ * are swept by whoever has the lock next; their entries miss all the same. */
+enum lec_status lec_clear(struct lec_handle *handle, uint64_t now_ns, uint64_t timeout_ns);
+
+/* ---- looking in from outside ---- */
+struct lec_info {
+    uint8_t key[LEC_MAX_KEY];
+    uint32_t key_bytes;
+    uint32_t value_bytes;
+    uint64_t expires_at;            /* ns; UINT64_MAX = never */
+    uint64_t accessed_at;           /* ns; 0 = no TTI, not known */
+    uint32_t frequency;             /* estimate of the sketch, 0..15, plus hits not yet examined */
+};
+typedef void (*lec_info_fn)(void *context, const struct lec_info *info);
+/* Visits up to `buckets` buckets from *cursor on; *cursor = 0 starts, and is UINT64_MAX when all were seen. */
+enum lec_status lec_scan(struct lec_handle *handle, uint64_t *cursor, uint32_t buckets, uint64_t now_ns,
+                         lec_info_fn visit, void *context);
+
+struct lec_totals {
+    uint64_t entries, payload_bytes, used_bytes;
+    uint64_t stats[LEC_STAT_COUNT];
+    uint64_t created_wall_ns;
+    uint32_t attached_processes;
+    uint32_t window_ppm;            /* the admission window's share of the capacity, averaged over the shards */
+};
+void lec_totals(struct lec_handle *handle, struct lec_totals *totals);
+
+typedef void (*lec_report_fn)(void *context, const char *message, uint64_t shard, uint64_t detail);
+/* Every broken invariant of the whole segment, one report each; returns how many. LEC_BUSY shards are reported too. */
+uint64_t lec_check(struct lec_handle *handle, uint64_t now_ns, uint64_t timeout_ns, lec_report_fn report, void *context);
+
+/* ---- regions of the manager: bounds are the kernel's business ---- */
+/* NULL when the index is out of bounds. */
+_Atomic uint64_t *lec_counter(struct lec_handle *handle, uint32_t index);
+uint64_t lec_counter_sum(struct lec_handle *handle, uint32_t index);
+_Atomic uint64_t *lec_word(struct lec_handle *handle, uint32_t index);
+_Atomic uint64_t *lec_tag(struct lec_handle *handle, uint64_t tag_hash);
+struct lec_flight *lec_flight_at(struct lec_handle *handle, uint32_t index);
+
+#endif

@@ -1,0 +1,582 @@
+#include "policy.h"
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <string.h>
+
+#define PROTECTED_SHARE (LEC_SHARE_ONE / 10u * 8u) /* of the main space */
+#define EXAMINED_PER_VICTIM 32u         /* after that many the tail leaves, touched or not */
+#define CONTEST_VICTIMS 16u             /* main entries that one candidate is weighed against, at most */
+#define SPILLS_PER_INSERT 2u            /* one more than comes in: an over-full window drains */
+#define POLLS_LEAST 12u                 /* sampled keys looked at per insert; */
+#define POLL_ROUNDS_PER_TURNOVER 16u    /* more in small caches, to see them all this often per max_entries inserts, */
+#define POLLS_MOST 64u                  /* but not more than this; */
+#define POLLS_PER_HIT 16u               /* and some more for each hit found, */
+#define POLLS_FOR_HITS_MOST 256u        /* but not more than this */
+#define WARM_FREQUENCY 6u               /* rejected candidates at least this warm are sometimes admitted ... */
+#define WARM_ADMISSION_ODDS 100u        /* ... one in this many */
+
+/* One hunt for a victim: what may still be examined, and whom to leave alone. */
+struct hunt {
+    const struct lec_policy_view *view;
+    uint32_t protect_id;
+    uint32_t steps_left;
+    bool damaged;
+};
+
+/* ---- sketch -------------------------------------------------------------------------------------------------- */
+
+static struct lec_sketch sketch_of(const struct lec_policy_view *view)
+{
+    return (struct lec_sketch){view->sketch, &view->state->aging, lec_sketch_lines(view->max_entries),
+                               view->max_entries * LEC_SKETCH_ADDITIONS_PER_ENTRY};
+}
+
+static void count_accesses(const struct lec_policy_view *view, uint32_t tag, uint32_t count)
+{
+    struct lec_sketch sketch = sketch_of(view);
+    lec_sketch_add(&sketch, lec_sketch_hash(view->state->seed, tag), count);
+}
+
+uint32_t lec_policy_frequency(const struct lec_policy_view *view, uint32_t tag)
+{
+    struct lec_sketch sketch = sketch_of(view);
+    return lec_sketch_estimate(&sketch, lec_sketch_hash(view->state->seed, tag));
+}
+
+static uint32_t next_random(struct lec_policy *state)
+{
+    uint64_t x = state->random ? state->random : 1;
+    x ^= x << 13;
+    x ^= x >> 7;
+    x ^= x << 17;
+    state->random = x;
+    return (uint32_t)(x >> 32);
+}
+
+/* ---- touches ------------------------------------------------------------------------------------------------- */
+
+static _Atomic uint8_t *touches_of(const struct lec_policy_view *view, const struct lec_node *node)
+{
+    uint32_t bucket = node->slot / LEC_SLOTS_PER_BUCKET;
+    if (bucket >= view->bucket_count)
+        return NULL;
+    return &view->buckets[bucket].touches[node->slot % LEC_SLOTS_PER_BUCKET];
+}
+
+static uint32_t touches_peek(const struct lec_policy_view *view, const struct lec_node *node)
+{
+    const _Atomic uint8_t *touches = touches_of(view, node);
+    uint32_t count = touches ? atomic_load_explicit(touches, memory_order_relaxed) : 0;
+    return count < LEC_TOUCH_MAX ? count : LEC_TOUCH_MAX;
+}
+
+static void touches_clear(const struct lec_policy_view *view, const struct lec_node *node)
+{
+    _Atomic uint8_t *touches = touches_of(view, node);
+    if (touches)
+        atomic_store_explicit(touches, 0, memory_order_relaxed);
+}
+
+/* Reads and clears; a touch that lands in between is lost, which costs one count. */
+static uint32_t touches_take(const struct lec_policy_view *view, const struct lec_node *node)
+{
+    uint32_t count = touches_peek(view, node);
+    if (count) {
+        touches_clear(view, node);
+        count_accesses(view, node->tag, count);
+    }
+    return count;
+}
+
+/* ---- lists --------------------------------------------------------------------------------------------------- */
+
+static struct lec_policy_list *list_of(const struct lec_policy_view *view, enum lec_list list)
+{
+    return &view->state->lists[list];
+}
+
+static void node_set_list(struct lec_node *node, enum lec_list list)
+{
+    node->units_list = lec_node_units(node) | (uint32_t)list << 30;
+}
+
+static void list_push(const struct lec_policy_view *view, enum lec_list which, uint32_t id)
+{
+    struct lec_policy_list *list = list_of(view, which);
+    struct lec_node *node = &view->nodes[id];
+    node->prev = LEC_NONE;
+    node->next = list->head;
+    if (list->head < view->max_entries)
+        view->nodes[list->head].prev = id;
+    else
+        list->tail = id;
+    list->head = id;
+    list->entries++;
+    list->units += lec_node_units(node);
+    node_set_list(node, which);
+}
+
+/* Is what the node says about its neighbours also what they say about it? */
+static bool is_linked(const struct lec_policy_view *view, uint32_t id)
+{
+    if (id >= view->max_entries || lec_node_list(&view->nodes[id]) == LEC_LIST_FREE)
+        return false;
+    const struct lec_node *node = &view->nodes[id];
+    const struct lec_policy_list *list = list_of(view, lec_node_list(node));
+    bool before = node->prev == LEC_NONE ? list->head == id
+                                         : node->prev < view->max_entries && view->nodes[node->prev].next == id;
+    bool after = node->next == LEC_NONE ? list->tail == id
+                                        : node->next < view->max_entries && view->nodes[node->next].prev == id;
+    return before && after && list->entries != 0;
+}
+
+/* Needs is_linked(id). */
+static void list_remove(const struct lec_policy_view *view, uint32_t id)
+{
+    struct lec_node *node = &view->nodes[id];
+    struct lec_policy_list *list = list_of(view, lec_node_list(node));
+    if (node->prev == LEC_NONE)
+        list->head = node->next;
+    else
+        view->nodes[node->prev].next = node->next;
+    if (node->next == LEC_NONE)
+        list->tail = node->prev;
+    else
+        view->nodes[node->next].prev = node->prev;
+    list->entries--;
+    list->units -= lec_node_units(node);
+    node_set_list(node, LEC_LIST_FREE);
+}
+
+static enum lec_policy_status unlink_entry(const struct lec_policy_view *view, uint32_t id)
+{
+    if (!is_linked(view, id))
+        return LEC_POLICY_DAMAGED;
+    list_remove(view, id);
+    return LEC_POLICY_OK;
+}
+
+static void move_to_head(struct hunt *hunt, uint32_t id, enum lec_list to)
+{
+    if (!is_linked(hunt->view, id)) {
+        hunt->damaged = true;
+        return;
+    }
+    list_remove(hunt->view, id);
+    list_push(hunt->view, to, id);
+}
+
+/* ---- budgets ------------------------------------------------------------------------------------------------- */
+
+static uint32_t window_share(const struct lec_policy_view *view)
+{
+    uint32_t share = view->state->shadow.share;
+    return share < LEC_SHARE_ONE ? share : LEC_SHARE_ONE - 1u;
+}
+
+static uint32_t part(uint32_t whole, uint32_t share)
+{
+    uint32_t size = (uint32_t)((uint64_t)whole * share / LEC_SHARE_ONE);
+    return size ? size : 1u;
+}
+
+static bool is_over(const struct lec_policy_list *list, uint32_t entries, uint32_t units)
+{
+    return list->entries > entries || list->units > units;
+}
+
+static bool is_window_over(const struct lec_policy_view *view, uint32_t coming)
+{
+    struct lec_policy_list window = *list_of(view, LEC_LIST_WINDOW);
+    window.entries += coming;
+    return is_over(&window, part(view->max_entries, window_share(view)), part(view->total_units, window_share(view)));
+}
+
+static bool is_main_full(const struct lec_policy_view *view)
+{
+    const struct lec_policy_list *probation = list_of(view, LEC_LIST_PROBATION);
+    const struct lec_policy_list *protected = list_of(view, LEC_LIST_PROTECTED);
+    uint32_t share = LEC_SHARE_ONE - window_share(view);
+    return probation->entries + protected->entries >= part(view->max_entries, share)
+        || probation->units + protected->units >= part(view->total_units, share);
+}
+
+static bool is_protected_over(const struct lec_policy_view *view)
+{
+    uint32_t share = (uint32_t)((uint64_t)(LEC_SHARE_ONE - window_share(view)) * PROTECTED_SHARE / LEC_SHARE_ONE);
+    return is_over(list_of(view, LEC_LIST_PROTECTED), part(view->max_entries, share), part(view->total_units, share));
+}
+
+/* ---- hunting for a victim ------------------------------------------------------------------------------------ */
+
+/* The tail of the list if it is sound and not protected (then it goes to the head, once), else LEC_NONE. */
+static uint32_t tail_of(struct hunt *hunt, enum lec_list which)
+{
+    uint32_t id = list_of(hunt->view, which)->tail;
+    if (id == hunt->protect_id && id != LEC_NONE) {
+        move_to_head(hunt, id, which);
+        id = hunt->damaged ? LEC_NONE : list_of(hunt->view, which)->tail;
+    }
+    if (id == LEC_NONE || id == hunt->protect_id)
+        return LEC_NONE;
+    if (!is_linked(hunt->view, id) || lec_node_list(&hunt->view->nodes[id]) != which)
+        hunt->damaged = true;
+    return hunt->damaged ? LEC_NONE : id;
+}
+
+/* Examines an entry: takes its touches while the hunt has steps left. */
+static bool is_touched(struct hunt *hunt, uint32_t id)
+{
+    if (!hunt->steps_left)
+        return false;
+    hunt->steps_left--;
+    return touches_take(hunt->view, &hunt->view->nodes[id]) != 0;
+}
+
+/* Second chance: touched tails start over at the head. */
+static uint32_t untouched_tail(struct hunt *hunt, enum lec_list which)
+{
+    uint32_t id = tail_of(hunt, which);
+    while (id != LEC_NONE && is_touched(hunt, id)) {
+        move_to_head(hunt, id, which);
+        id = hunt->damaged ? LEC_NONE : tail_of(hunt, which);
+    }
+    return id;
+}
+
+static void shrink_protected(struct hunt *hunt)
+{
+    while (is_protected_over(hunt->view) && hunt->steps_left && !hunt->damaged) {
+        uint32_t id = untouched_tail(hunt, LEC_LIST_PROTECTED);
+        if (id == LEC_NONE)
+            return;
+        move_to_head(hunt, id, LEC_LIST_PROBATION);
+    }
+}
+
+/* Who leaves the main space next: promotes what was touched on the way. */
+static uint32_t main_victim(struct hunt *hunt)
+{
+    uint32_t id = tail_of(hunt, LEC_LIST_PROBATION);
+    while (id != LEC_NONE && is_touched(hunt, id)) {
+        move_to_head(hunt, id, LEC_LIST_PROTECTED);
+        shrink_protected(hunt);
+        id = hunt->damaged ? LEC_NONE : tail_of(hunt, LEC_LIST_PROBATION);
+    }
+    if (id != LEC_NONE || hunt->damaged)
+        return id;
+    return untouched_tail(hunt, LEC_LIST_PROTECTED);
+}
+
+/* Summed frequency of the main entries that `units` would displace, first victim `id`; stops at `enough`. */
+static uint32_t displaced_frequency(const struct hunt *hunt, uint32_t id, uint32_t units, uint32_t enough)
+{
+    const struct lec_policy_view *view = hunt->view;
+    uint32_t sum = 0, freed = 0;
+    for (uint32_t i = 0; i < CONTEST_VICTIMS && id < view->max_entries && freed < units && sum < enough; i++) {
+        const struct lec_node *node = &view->nodes[id];
+        sum += lec_policy_frequency(view, node->tag) + touches_peek(view, node);
+        freed += lec_node_units(node);
+        id = node->prev;
+    }
+    return sum;
+}
+
+static uint32_t live_entries(const struct lec_policy_view *view)
+{
+    const struct lec_policy_list *lists = view->state->lists;
+    return lists[LEC_LIST_WINDOW].entries + lists[LEC_LIST_PROBATION].entries + lists[LEC_LIST_PROTECTED].entries;
+}
+
+/* May the window's candidate stay at the price of what it displaces? When entries are scarce, not units, that is the
+ * one victim, whatever its size. Ties go to the incumbent. (Size-aware: Einziger et al., ACM ToS 2022, "aggregated
+ * victims".) Now and then a warm loser is let in: who floods the sketch to blow up a victim's count must not win
+ * for ever. */
+static bool is_admitted(const struct hunt *hunt, uint32_t candidate, uint32_t victim)
+{
+    const struct lec_policy_view *view = hunt->view;
+    const struct lec_node *node = &view->nodes[candidate];
+    uint32_t units = live_entries(view) >= view->max_entries ? 1u : lec_node_units(node);
+    uint32_t frequency = lec_policy_frequency(view, node->tag);
+    if (frequency > displaced_frequency(hunt, victim, units, frequency))
+        return true;
+    return frequency >= WARM_FREQUENCY && next_random(view->state) % WARM_ADMISSION_ODDS == 0;
+}
+
+/* The window is over its budget: its tail meets the main space's. */
+static uint32_t contest(struct hunt *hunt)
+{
+    uint32_t candidate = untouched_tail(hunt, LEC_LIST_WINDOW);
+    uint32_t victim = hunt->damaged ? LEC_NONE : main_victim(hunt);
+    if (victim == LEC_NONE || candidate == LEC_NONE)
+        return victim == LEC_NONE ? candidate : victim;
+    if (!is_admitted(hunt, candidate, victim))
+        return candidate;
+    move_to_head(hunt, candidate, LEC_LIST_PROBATION);
+    return victim;
+}
+
+enum lec_policy_status lec_policy_victim(const struct lec_policy_view *view, uint32_t protect_id,
+                                         uint32_t needed_units, uint32_t *victim)
+{
+    struct hunt hunt = {view, protect_id, EXAMINED_PER_VICTIM, false};
+    (void)needed_units; /* what a candidate's staying displaces are its own units, whoever comes */
+    uint32_t id = is_window_over(view, 1) ? contest(&hunt) : main_victim(&hunt);
+    if (id == LEC_NONE && !hunt.damaged)
+        id = untouched_tail(&hunt, LEC_LIST_WINDOW);
+    if (id == LEC_NONE && live_entries(view) > (protect_id != LEC_NONE))
+        hunt.damaged = true;    /* counted, but not to be found */
+    *victim = hunt.damaged ? LEC_NONE : id;
+    if (hunt.damaged)
+        return LEC_POLICY_DAMAGED;
+    return id == LEC_NONE ? LEC_POLICY_EMPTY : LEC_POLICY_OK;
+}
+
+/* ---- the hits that nobody reports ----------------------------------------------------------------------------- */
+
+/* The entry of a sampled key, if the key still has one. */
+static struct lec_node *polled_node(const struct lec_policy_view *view, const struct lec_shadow_key *key)
+{
+    if (key->node >= view->max_entries)
+        return NULL;
+    struct lec_node *node = &view->nodes[key->node];
+    return node->tag == key->tag && lec_node_list(node) != LEC_LIST_FREE ? node : NULL;
+}
+
+/* Hits since the last poll. One touch is left behind, for the examination that decides on promotion; the others are
+ * counted here and now, or a saturated byte would hide all later hits. */
+static uint32_t poll_touches(const struct lec_policy_view *view, const struct lec_node *node, struct lec_shadow_key *key)
+{
+    uint32_t touches = touches_peek(view, node);
+    uint32_t before = key->polled <= touches ? key->polled : 0u; /* fewer than we left: examined since */
+    if (touches > 1u) {
+        atomic_store_explicit(touches_of(view, node), 1, memory_order_relaxed);
+        count_accesses(view, node->tag, touches - 1u);
+    }
+    key->polled = touches ? 1u : 0u;
+    return touches - before;
+}
+
+static uint32_t poll_key(const struct lec_policy_view *view, struct lec_shadow_key *key)
+{
+    const struct lec_node *node = polled_node(view, key);
+    uint32_t hits = node ? poll_touches(view, node, key) : 0u;
+    if (!node)
+        lec_shadow_gone(&view->state->shadow, key);
+    else if (hits)
+        lec_shadow_hit(&view->state->shadow, key, hits);
+    return hits;
+}
+
+/* Looks at a few sampled keys, and at more as long as it finds hits. Where inserts are rare among many hits, a slow
+ * round would deliver hits long after inserts that they preceded; and there is time, as so many calls were hits. */
+static void poll_hits(const struct lec_policy_view *view)
+{
+    uint32_t budget = LEC_SHADOW_KEYS * POLL_ROUNDS_PER_TURNOVER / view->max_entries;
+    budget = budget < POLLS_LEAST ? POLLS_LEAST : budget > POLLS_MOST ? POLLS_MOST : budget;
+    for (uint32_t extra = 0; extra < POLLS_FOR_HITS_MOST;) {
+        struct lec_shadow_key *key = lec_shadow_next(&view->state->shadow, &budget);
+        if (!key)
+            return;
+        if (poll_key(view, key)) {
+            budget += POLLS_PER_HIT;
+            extra += POLLS_PER_HIT;
+        }
+    }
+}
+
+/* ---- what happens to entries --------------------------------------------------------------------------------- */
+
+/* While the main space has room, what the window has too much moves there without a contest. */
+static enum lec_policy_status spill_window(const struct lec_policy_view *view)
+{
+    struct hunt hunt = {view, LEC_NONE, 0, false};
+    for (uint32_t i = 0; i < SPILLS_PER_INSERT && is_window_over(view, 0) && !is_main_full(view); i++) {
+        uint32_t id = tail_of(&hunt, LEC_LIST_WINDOW);
+        if (id == LEC_NONE || id == list_of(view, LEC_LIST_WINDOW)->head)
+            break;
+        move_to_head(&hunt, id, LEC_LIST_PROBATION);
+    }
+    return hunt.damaged ? LEC_POLICY_DAMAGED : LEC_POLICY_OK;
+}
+
+enum lec_policy_status lec_policy_insert(const struct lec_policy_view *view, uint32_t id)
+{
+    if (id >= view->max_entries || lec_node_list(&view->nodes[id]) != LEC_LIST_FREE)
+        return LEC_POLICY_DAMAGED;
+    touches_clear(view, &view->nodes[id]);
+    count_accesses(view, view->nodes[id].tag, 1);
+    list_push(view, LEC_LIST_WINDOW, id);
+    poll_hits(view);    /* first: they came before */
+    lec_shadow_insert(&view->state->shadow, view->nodes[id].tag, id);
+    return spill_window(view);
+}
+
+enum lec_policy_status lec_policy_update(const struct lec_policy_view *view, uint32_t id, uint32_t new_units)
+{
+    if (!is_linked(view, id))
+        return LEC_POLICY_DAMAGED;
+    struct lec_node *node = &view->nodes[id];
+    struct lec_policy_list *list = list_of(view, lec_node_list(node));
+    list->units += new_units - lec_node_units(node);
+    node->units_list = (node->units_list & 0xc0000000u) | (new_units & 0x3fffffffu);
+    _Atomic uint8_t *touches = touches_of(view, node);
+    if (touches && touches_peek(view, node) < LEC_TOUCH_MAX)
+        atomic_fetch_add_explicit(touches, 1, memory_order_relaxed);
+    return LEC_POLICY_OK;
+}
+
+enum lec_policy_status lec_policy_remove(const struct lec_policy_view *view, uint32_t id)
+{
+    enum lec_policy_status status = unlink_entry(view, id);
+    if (status == LEC_POLICY_OK)
+        lec_shadow_remove(&view->state->shadow, view->nodes[id].tag);
+    return status;
+}
+
+enum lec_policy_status lec_policy_evict(const struct lec_policy_view *view, uint32_t id)
+{
+    enum lec_policy_status status = unlink_entry(view, id);
+    if (status == LEC_POLICY_OK)
+        lec_shadow_evict(&view->state->shadow, view->nodes[id].tag);
+    return status;
+}
+
+uint32_t lec_policy_window_share_ppm(const struct lec_policy_view *view)
+{
+    return (uint32_t)((uint64_t)window_share(view) * 1000000u / LEC_SHARE_ONE);
+}
+
+uint32_t lec_policy_sketch_lines(uint32_t max_entries)
+{
+    return lec_sketch_lines(max_entries);
+}
+
+void lec_policy_reset(const struct lec_policy_view *view, uint64_t seed)
+{
+    struct lec_sketch sketch = sketch_of(view);
+    memset(view->state, 0, sizeof *view->state);
+    for (uint32_t which = 0; which < 4; which++)
+        view->state->lists[which] = (struct lec_policy_list){LEC_NONE, LEC_NONE, 0, 0};
+    view->state->seed = seed;
+    view->state->random = seed | 1u;
+    lec_shadow_reset(&view->state->shadow, seed);
+    lec_sketch_reset(&sketch);
+}
+
+/* ---- recovery ------------------------------------------------------------------------------------------------ */
+
+uint32_t lec_policy_bitmap_words(uint32_t max_entries)
+{
+    return (max_entries + 63u) / 64u;
+}
+
+static bool bit_test(const uint64_t *bits, uint32_t id)
+{
+    return bits[id / 64u] >> (id % 64u) & 1u;
+}
+
+static void list_append(const struct lec_policy_view *view, enum lec_list which, uint32_t id)
+{
+    struct lec_policy_list *list = list_of(view, which);
+    struct lec_node *node = &view->nodes[id];
+    node->prev = list->tail;
+    node->next = LEC_NONE;
+    if (list->tail < view->max_entries)
+        view->nodes[list->tail].next = id;
+    else
+        list->head = id;
+    list->tail = id;
+    list->entries++;
+    list->units += lec_node_units(node);
+    node_set_list(node, which);
+}
+
+/* Walks the old list while relinking it: a node's old next is read before the node is written, and nodes not yet
+ * reached are not written, so nothing of the old order is lost. Each node is placed once, which bounds the walk. */
+static void rebuild_list(const struct lec_policy_view *view, enum lec_list which, const uint64_t *live, uint64_t *placed)
+{
+    uint32_t id = list_of(view, which)->head;
+    *list_of(view, which) = (struct lec_policy_list){LEC_NONE, LEC_NONE, 0, 0};
+    while (id < view->max_entries && bit_test(live, id) && !bit_test(placed, id)) {
+        uint32_t next = view->nodes[id].next;
+        placed[id / 64u] |= 1ull << (id % 64u);
+        list_append(view, which, id);
+        id = next;
+    }
+}
+
+void lec_policy_rebuild(const struct lec_policy_view *view, const uint64_t *live, uint64_t *scratch)
+{
+    memset(scratch, 0, lec_policy_bitmap_words(view->max_entries) * sizeof *scratch);
+    view->state->random |= 1u;
+    for (uint32_t which = LEC_LIST_WINDOW; which <= LEC_LIST_PROTECTED; which++)
+        rebuild_list(view, (enum lec_list)which, live, scratch);
+    for (uint32_t id = 0; id < view->max_entries; id++) {
+        if (!bit_test(live, id))
+            node_set_list(&view->nodes[id], LEC_LIST_FREE);
+        else if (!bit_test(scratch, id))
+            list_append(view, LEC_LIST_PROBATION, id);
+    }
+}
+
+/* ---- checking ------------------------------------------------------------------------------------------------ */
+
+struct audit {
+    const struct lec_policy_view *view;
+    lec_policy_report *report;
+    void *context;
+    uint32_t broken;
+};
+
+static void expect(struct audit *audit, bool holds, const char *invariant, uint32_t id)
+{
+    if (holds)
+        return;
+    audit->broken++;
+    if (audit->report)
+        audit->report(audit->context, invariant, id);
+}
+
+static void audit_list(struct audit *audit, enum lec_list which)
+{
+    const struct lec_policy_view *view = audit->view;
+    const struct lec_policy_list *list = list_of(view, which);
+    uint32_t entries = 0, units = 0, before = LEC_NONE, id = list->head;
+    while (id < view->max_entries && entries < view->max_entries) {
+        const struct lec_node *node = &view->nodes[id];
+        expect(audit, node->prev == before, "prev and next agree", id);
+        expect(audit, lec_node_list(node) == which, "the node names the list it is in", id);
+        expect(audit, node->slot / LEC_SLOTS_PER_BUCKET < view->bucket_count, "the slot exists", id);
+        entries++;
+        units += lec_node_units(node);
+        before = id;
+        id = node->next;
+    }
+    expect(audit, id == LEC_NONE, "a list ends with LEC_NONE", id);
+    expect(audit, list->tail == before, "the tail is the last node", list->tail);
+    expect(audit, list->entries == entries, "a list counts its entries", LEC_NONE);
+    expect(audit, list->units == units, "a list counts its units", LEC_NONE);
+}
+
+/* With sound links, a node is in exactly one list if as many nodes name a list as are in it. */
+static void audit_membership(struct audit *audit)
+{
+    uint32_t named[4] = {0};
+    for (uint32_t id = 0; id < audit->view->max_entries; id++)
+        named[lec_node_list(&audit->view->nodes[id])]++;
+    for (uint32_t which = LEC_LIST_WINDOW; which <= LEC_LIST_PROTECTED; which++)
+        expect(audit, named[which] == audit->view->state->lists[which].entries, "every live node is in its list", LEC_NONE);
+}
+
+uint32_t lec_policy_check(const struct lec_policy_view *view, lec_policy_report *report, void *context)
+{
+    struct audit audit = {view, report, context, 0};
+    for (uint32_t which = LEC_LIST_WINDOW; which <= LEC_LIST_PROTECTED; which++)
+        audit_list(&audit, (enum lec_list)which);
+    audit_membership(&audit);
+    expect(&audit, view->state->random != 0, "the random state is not zero", LEC_NONE);
+    return audit.broken;
+}

@@ -1,0 +1,16 @@
+/* Who is who: process identities, and the per-process records in the segment. */
+#ifndef LEC_PROCESS_H
+#define LEC_PROCESS_H
+
+#include "kernel.h"
+
+struct lec_process *lec_process_at(const struct lec_handle *handle, uint32_t index);
+/* Is the process that this identity names still running? False for 0 and for a zombie without running threads. */
+bool lec_identity_is_alive(uint64_t identity);
+/* Claims a record for handle->identity: its own again, a never used one, or a dead process's; else record 0,
+ * which everybody may share. */
+void lec_process_claim(struct lec_handle *handle);
+
+static inline int32_t lec_identity_pid(uint64_t identity) { return (int32_t)(identity >> 40); }
+
+#endif

@@ -1,0 +1,162 @@
+#include "shard.h"
+
+#include <errno.h>
+#include <time.h>
+
+#include "chain.h"
+#include "expiry.h"
+#include "index.h"
+#include "reserve.h"
+
+void lec_shard_view(struct lec_handle *handle, uint32_t index, uint64_t now_ns, struct lec_shard_view *view)
+{
+    const struct lec_geometry *geometry = &handle->geometry;
+    uint8_t *base = handle->base + geometry->shards + geometry->shard_stride * index;
+    struct lec_shard *shard = (struct lec_shard *)(void *)base;
+    uint32_t node_count = lec_shard_entries(&handle->config, geometry, index);
+    *view = (struct lec_shard_view){
+        .handle = handle,
+        .shard = shard,
+        .mutex = (pthread_mutex_t *)(void *)(handle->base + geometry->mutexes + (uint64_t)LEC_MUTEX_STRIDE * index),
+        .buckets = (struct lec_bucket *)(void *)(base + geometry->buckets),
+        .nodes = (struct lec_node *)(void *)(base + geometry->nodes),
+        .generations = (uint32_t *)(void *)(base + geometry->generations),
+        .expiry = (uint64_t *)(void *)(base + geometry->expiry),
+        .live = (uint64_t *)(void *)(base + geometry->live),
+        .scratch = (uint64_t *)(void *)(base + geometry->live) + (geometry->node_count + 63) / 64,
+        .space = {&shard->space, (uint64_t *)(void *)(base + geometry->used), base + geometry->arena, geometry->units},
+        .now_ns = now_ns,
+        .index = index,
+        .bucket_count = geometry->bucket_count,
+        .node_count = node_count,
+    };
+    view->policy = (struct lec_policy_view){
+        .state = &shard->policy,
+        .nodes = view->nodes,
+        .buckets = view->buckets,
+        .sketch = (uint64_t *)(void *)(base + geometry->sketch),
+        .max_entries = node_count,
+        .bucket_count = geometry->bucket_count,
+        .total_units = geometry->units,
+    };
+}
+
+/* ---- the lock ---- */
+
+static void mutex_create(pthread_mutex_t *mutex)
+{
+    pthread_mutexattr_t attributes;
+    pthread_mutexattr_init(&attributes);
+    pthread_mutexattr_setpshared(&attributes, PTHREAD_PROCESS_SHARED);
+    pthread_mutexattr_setrobust(&attributes, PTHREAD_MUTEX_ROBUST);
+    pthread_mutex_init(mutex, &attributes);
+    pthread_mutexattr_destroy(&attributes);
+}
+
+static struct timespec deadline_after(clockid_t clock, uint64_t timeout_ns)
+{
+    struct timespec at;
+    clock_gettime(clock, &at);
+    uint64_t nanoseconds = (uint64_t)at.tv_nsec + timeout_ns;
+    at.tv_sec += (time_t)(nanoseconds / 1000000000u);
+    at.tv_nsec = (long)(nanoseconds % 1000000000u);
+    return at;
+}
+
+static int mutex_wait(pthread_mutex_t *mutex, uint64_t timeout_ns)
+{
+#if defined(__GLIBC__) && __GLIBC_PREREQ(2, 30)
+    struct timespec deadline = deadline_after(CLOCK_MONOTONIC, timeout_ns);
+    return pthread_mutex_clocklock(mutex, CLOCK_MONOTONIC, &deadline);
+#else
+    struct timespec deadline = deadline_after(CLOCK_REALTIME, timeout_ns);  /* a clock step may shorten or stretch it */
+    return pthread_mutex_timedlock(mutex, &deadline);
+#endif
+}
+
+#define LOCK_SPINS 64u              /* critical sections last around a microsecond: try that long before sleeping */
+
+static int mutex_try(pthread_mutex_t *mutex)
+{
+    int error = pthread_mutex_trylock(mutex);
+    for (uint32_t spin = 0; error == EBUSY && spin < LOCK_SPINS; spin++) {
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#endif
+        error = pthread_mutex_trylock(mutex);
+    }
+    return error;
+}
+
+/* The dead owner may have stopped between any two stores. Consistent is said last: whoever is killed while recovering
+ * leaves the mutex as it found it, and the next one recovers from the start. */
+static void adopt_from_dead_owner(const struct lec_shard_view *view)
+{
+    lec_shard_recover_locked(view);
+    lec_stat_add(view->handle, LEC_STAT_RECOVERIES, 1);
+    pthread_mutex_consistent(view->mutex);
+}
+
+enum lec_status lec_shard_lock(const struct lec_shard_view *view, uint64_t timeout_ns)
+{
+    if (lec_is_retired(view->handle)) return LEC_RETIRED;
+    int error = mutex_try(view->mutex);
+    if (error == EBUSY) {
+        if (timeout_ns == 0) return LEC_WOULD_BLOCK;
+        error = mutex_wait(view->mutex, timeout_ns);
+    }
+    if (error != 0 && error != EOWNERDEAD) {
+        lec_stat_add(view->handle, LEC_STAT_BUSY, 1);
+        return LEC_BUSY;
+    }
+    if (error == EOWNERDEAD) adopt_from_dead_owner(view);
+    /* Units that another thread unlinked and gave back are ours to fill now. Its bucket version store happened before
+     * our acquisition; this fence puts it before our stores for readers as well (index.h, U4):
+     * 1 A unlinks E, version + 1, unlocks  2 B locks, fills E's units  3 a reader copying E sees B's bytes: without the
+     * fence it may on a weakly ordered machine still see the old version, and return B's bytes as E's. */
+    lec_fence_release();
+    if (atomic_load_explicit(&view->shard->epoch, memory_order_relaxed) != lec_epoch(view->handle)) lec_shard_clear_locked(view);
+    return LEC_OK;
+}
+
+void lec_shard_unlock(const struct lec_shard_view *view) { pthread_mutex_unlock(view->mutex); }
+
+/* ---- emptying ---- */
+
+/* All nodes on the free list, lowest first. */
+static void nodes_reset(const struct lec_shard_view *view)
+{
+    for (uint32_t node = 0; node < view->node_count; node++) {
+        view->nodes[node].units_list = LEC_LIST_FREE;
+        view->nodes[node].next = node + 1 < view->node_count ? node + 1 : LEC_NONE;
+    }
+    view->shard->free_nodes = 0;
+}
+
+void lec_shard_clear_locked(const struct lec_shard_view *view)
+{
+    struct lec_shard *shard = view->shard;
+    uint32_t epoch = lec_epoch(view->handle);
+    atomic_store_explicit(&shard->entries, 0, memory_order_relaxed);
+    atomic_store_explicit(&shard->payload_bytes, 0, memory_order_relaxed);
+    lec_index_reset_locked(view);
+    lec_space_unmark_all(&view->space);
+    shard->reserved_chains = lec_reservations_mark_locked(view);
+    lec_space_rebuild(&view->space);
+    nodes_reset(view);
+    lec_policy_reset(&view->policy, view->handle->seed[0] ^ view->index);
+    lec_expiry_reset_locked(view);
+    /* Last: killed before, the next owner clears again. */
+    atomic_store_explicit(&shard->epoch, epoch, memory_order_release);
+}
+
+void lec_shard_create(struct lec_handle *handle, uint32_t index, const uint64_t seed[2])
+{
+    struct lec_shard_view view;
+    lec_shard_view(handle, index, 0, &view);
+    mutex_create(view.mutex);
+    /* Versions and tokens of another segment under the same name do not fit this one. */
+    view.shard->next_version = (seed[0] >> 2) + 1;
+    for (uint32_t at = 0; at < handle->geometry.generation_count; at++) view.generations[at] = (uint32_t)(seed[1] + at * UINT64_C(0x9e3779b1));
+    lec_shard_clear_locked(&view);
+}
