@@ -1,0 +1,273 @@
+/* get and its relatives. No lock; a hit is one kernel call that copies into a fresh bytes object. */
+#include "binding.h"
+
+#define NS_PER_SECOND 1e9
+#define POP_ATTEMPTS 1000   /* each lost one is another caller's success, so this is for show */
+
+/* Where the kernel puts a value. */
+struct sink {
+    PyObject *bytes;            /* owned; NULL until the kernel asks */
+    PyThreadState *thread;      /* set while the GIL is released for a long copy */
+};
+
+static inline void sink_regain(struct sink *sink)
+{
+    if (!sink->thread) return;
+    PyEval_RestoreThread(sink->thread);
+    sink->thread = NULL;
+}
+
+/* lec_buffer_fn. The kernel may ask again with another size after a lost race. */
+static void *sink_buffer(void *context, uint64_t bytes)
+{
+    struct sink *sink = context;
+    sink_regain(sink);
+    Py_CLEAR(sink->bytes);
+    sink->bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)bytes);
+    if (!sink->bytes) return NULL;
+    char *to = PyBytes_AS_STRING(sink->bytes);
+    if (bytes >= BINDING_COPY_OUTSIDE_BYTES) sink->thread = PyEval_SaveThread();
+    return to;
+}
+
+/* One kernel read. 1 = hit (sink->bytes is the value), 0 = miss, -1 = exception, 2 = retired; counts hit or miss. */
+static inline int read_once(MappingObject *mapping, const struct bytes_view *key, uint64_t now_ns, struct sink *sink,
+                            struct lec_read *read)
+{
+    sink->bytes = NULL;
+    sink->thread = NULL;
+    enum lec_status status = lec_get(&mapping->handle, key->bytes, (uint32_t)key->count, now_ns, sink_buffer, sink, read);
+    sink_regain(sink);
+    if (status == LEC_OK) {
+        lec_count_read(&mapping->handle, 1, 0);
+        return 1;
+    }
+    Py_CLEAR(sink->bytes);
+    if (status == LEC_RETIRED) return 2;
+    if (status == LEC_NO_BUFFER) return -1;
+    lec_count_read(&mapping->handle, 0, 1);
+    return 0;
+}
+
+/* As read_once, following a retired segment to its successor; without one it is a miss. */
+static int read_value(SlabObject *slab, const struct bytes_view *key, struct sink *sink, struct lec_read *read)
+{
+    for (int attempt = 0; attempt < BINDING_ATTEMPTS; attempt++) {
+        MappingObject *mapping = slab_enter(slab);
+        if (!mapping) return -1;
+        int outcome = read_once(mapping, key, slab_now(slab), sink, read);
+        Py_DECREF(mapping);
+        if (outcome != 2) return outcome;
+        int is_attached = slab_reattach(slab);
+        if (is_attached <= 0) return is_attached;
+    }
+    return 0;
+}
+
+static PyObject *get_key(SlabObject *slab, PyObject *key_object, PyObject *fallback)
+{
+    struct bytes_view key;
+    struct sink sink;
+    struct lec_read read = {0};
+    if (!key_open(key_object, &key)) return NULL;
+    int outcome = read_value(slab, &key, &sink, &read);
+    view_close(&key);
+    if (outcome == 1) return sink.bytes;
+    return outcome < 0 ? NULL : Py_NewRef(fallback);
+}
+
+PyObject *slab_get(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
+{
+    if (nargs == 1 && !keywords) return get_key((SlabObject *)self, args[0], Py_None);
+    static const char *const names[] = {"key", "default"};
+    PyObject *given[] = {NULL, NULL};
+    if (!arguments_parse("get", args, nargs, keywords, names, 2, 2, 1, given)) return NULL;
+    return get_key((SlabObject *)self, given[0], given[1] ? given[1] : Py_None);
+}
+
+PyObject *slab_gets(PyObject *self, PyObject *key_object)
+{
+    struct bytes_view key;
+    struct sink sink;
+    struct lec_read read = {0};
+    if (!key_open(key_object, &key)) return NULL;
+    int outcome = read_value((SlabObject *)self, &key, &sink, &read);
+    view_close(&key);
+    if (outcome == 1) return Py_BuildValue("(NK)", sink.bytes, (unsigned long long)read.version);
+    if (outcome == 0) Py_RETURN_NONE;
+    return NULL;
+}
+
+PyObject *slab_get_or_token(PyObject *self, PyObject *key_object)
+{
+    struct bytes_view key;
+    struct sink sink;
+    struct lec_read read = {.wants_token = true};
+    if (!key_open(key_object, &key)) return NULL;
+    int outcome = read_value((SlabObject *)self, &key, &sink, &read);
+    view_close(&key);
+    if (outcome < 0) return NULL;
+    return Py_BuildValue("(NK)", outcome == 1 ? sink.bytes : Py_NewRef(Py_None), (unsigned long long)read.token);
+}
+
+/* ---- many ---- */
+
+static int many_put(PyObject *found, PyObject *key_object, const struct bytes_view *key, PyObject *value)
+{
+    if (PyBytes_CheckExact(key_object)) return PyDict_SetItem(found, key_object, value);
+    PyObject *copy = PyBytes_FromStringAndSize(key->bytes, key->count);
+    int failed = copy ? PyDict_SetItem(found, copy, value) : -1;
+    Py_XDECREF(copy);
+    return failed;
+}
+
+/* As read_once for one of many keys; a hit is put into `found`. */
+static int many_one(MappingObject *mapping, PyObject *key_object, uint64_t now_ns, PyObject *found)
+{
+    struct bytes_view key;
+    struct sink sink;
+    struct lec_read read = {0};
+    if (!key_open(key_object, &key)) return -1;
+    int outcome = read_once(mapping, &key, now_ns, &sink, &read);
+    if (outcome == 1 && many_put(found, key_object, &key, sink.bytes) != 0) outcome = -1;
+    Py_XDECREF(sink.bytes);
+    view_close(&key);
+    return outcome;
+}
+
+#define HINTED_KEYS 8               /* whose cache misses are waited for together */
+
+/* Asks for the lines that the next keys will touch. Other than bytes objects are simply not hinted. */
+static void many_hint(MappingObject *mapping, PyObject *keys, Py_ssize_t at)
+{
+    uint64_t hashes[HINTED_KEYS];
+    int count = 0;
+    for (; count < HINTED_KEYS && at + count < PyTuple_GET_SIZE(keys); count++) {
+        PyObject *key = PyTuple_GET_ITEM(keys, at + count);
+        if (!PyBytes_CheckExact(key)) break;
+        hashes[count] = lec_hint_home(&mapping->handle, PyBytes_AS_STRING(key), (uint32_t)PyBytes_GET_SIZE(key));
+    }
+    for (int hinted = 0; hinted < count; hinted++) lec_hint_entry(&mapping->handle, hashes[hinted]);
+}
+
+/* Reads keys[at..] on one mapping: how far it came; stops at a retired segment (*outcome 2) or an exception (-1). */
+static Py_ssize_t many_some(SlabObject *slab, PyObject *keys, Py_ssize_t at, PyObject *found, int *outcome)
+{
+    MappingObject *mapping = slab_enter(slab);
+    *outcome = mapping ? 0 : -1;
+    if (!mapping) return at;
+    uint64_t now_ns = slab_now(slab);
+    for (Py_ssize_t first = at; at < PyTuple_GET_SIZE(keys); at++) {
+        if ((at - first) % HINTED_KEYS == 0) many_hint(mapping, keys, at);
+        *outcome = many_one(mapping, PyTuple_GET_ITEM(keys, at), now_ns, found);
+        if (*outcome < 0 || *outcome == 2) break;
+    }
+    Py_DECREF(mapping);
+    return at;
+}
+
+static bool many_all(SlabObject *slab, PyObject *keys, PyObject *found)
+{
+    Py_ssize_t at = 0;
+    for (int attempt = 0; attempt < BINDING_ATTEMPTS; attempt++) {
+        int outcome;
+        at = many_some(slab, keys, at, found, &outcome);
+        if (outcome < 0) return false;
+        if (outcome != 2) return true;
+        int is_attached = slab_reattach(slab);
+        if (is_attached <= 0) return is_attached == 0;
+    }
+    return true;
+}
+
+PyObject *slab_get_many(PyObject *self, PyObject *keys)
+{
+    PyObject *fixed = keys_fixed(keys);
+    if (!fixed) return NULL;
+    PyObject *found = PyDict_New();
+    if (found && !many_all((SlabObject *)self, fixed, found)) Py_CLEAR(found);
+    Py_DECREF(fixed);
+    return found;
+}
+
+/* ---- read and delete ---- */
+
+/* 1 = popped, 0 = there was nothing, -1 = exception, 2 = another one changed the entry in between: once more. */
+static int pop_once(SlabObject *slab, const struct bytes_view *key, PyObject **value)
+{
+    struct sink sink;
+    struct lec_read read = {0};
+    enum lec_status status;
+    int outcome = read_value(slab, key, &sink, &read);
+    if (outcome != 1) return outcome;
+    if (slab_delete_version(slab, key, read.version, &status)) {
+        *value = sink.bytes;
+        if (status == LEC_OK) return 1;
+        outcome = status == LEC_MISMATCH || status == LEC_ABSENT ? 2 : 0;
+    } else {
+        outcome = -1;
+    }
+    Py_DECREF(sink.bytes);
+    return outcome;
+}
+
+static PyObject *pop_key(SlabObject *slab, const struct bytes_view *key, PyObject *fallback)
+{
+    PyObject *value = NULL;
+    for (int attempt = 0; attempt < POP_ATTEMPTS; attempt++) {
+        int outcome = pop_once(slab, key, &value);
+        if (outcome < 0) return NULL;
+        if (outcome == 1) return value;
+        if (outcome == 0) return Py_NewRef(fallback);
+    }
+    PyErr_SetString(slab->state->busy_error, "the entry kept changing; nothing was deleted");
+    return NULL;
+}
+
+PyObject *slab_pop(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
+{
+    static const char *const names[] = {"key", "default"};
+    PyObject *given[] = {NULL, NULL};
+    struct bytes_view key;
+    if (!arguments_parse("pop", args, nargs, keywords, names, 2, 2, 1, given) || !key_open(given[0], &key)) return NULL;
+    PyObject *value = pop_key((SlabObject *)self, &key, given[1] ? given[1] : Py_None);
+    view_close(&key);
+    return value;
+}
+
+/* ---- only looking ---- */
+
+/* 1 = there, 0 = not, -1 = exception; counts neither hit nor miss. */
+static int look(SlabObject *slab, PyObject *key_object, struct lec_read *read, uint64_t *now_ns)
+{
+    struct bytes_view key;
+    enum lec_status status = LEC_RETIRED;
+    if (!key_open(key_object, &key)) return -1;
+    int is_attached = 1;
+    for (int attempt = 0; attempt < BINDING_ATTEMPTS && status == LEC_RETIRED && is_attached > 0; attempt++) {
+        MappingObject *mapping = slab_enter(slab);
+        *now_ns = slab_now(slab);
+        if (mapping) status = lec_get(&mapping->handle, key.bytes, (uint32_t)key.count, *now_ns, NULL, NULL, read);
+        is_attached = !mapping ? -1 : status == LEC_RETIRED ? slab_reattach(slab) : 1;
+        Py_XDECREF(mapping);
+    }
+    view_close(&key);
+    return is_attached < 0 ? -1 : status == LEC_OK;
+}
+
+int slab_contains(PyObject *self, PyObject *key)
+{
+    struct lec_read read = {0};
+    uint64_t now_ns;
+    return look((SlabObject *)self, key, &read, &now_ns);
+}
+
+PyObject *slab_ttl(PyObject *self, PyObject *key)
+{
+    struct lec_read read = {0};
+    uint64_t now_ns;
+    int outcome = look((SlabObject *)self, key, &read, &now_ns);
+    if (outcome < 0) return NULL;
+    if (outcome == 0 || read.expires_at == UINT64_MAX) Py_RETURN_NONE;
+    return PyFloat_FromDouble((double)(read.expires_at - now_ns) / NS_PER_SECOND);
+}

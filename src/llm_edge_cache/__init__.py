@@ -1,0 +1,40 @@
+"""One response cache for every worker on the host.
+
+``SharedSlab`` is the store in shared memory; see the documentation for the cache in two tiers that stands on it.
+"""
+
+from llm_edge_cache.errors import (
+    CacheError,
+    RedisConfigError,
+    SettingsError,
+    SlabBusyError,
+    SlabClosedError,
+    SlabConfigError,
+    SlabError,
+    SlabMemoryError,
+    SlabNotFoundError,
+    SlabPermissionError,
+    SlabVersionError,
+)
+from llm_edge_cache.slab import SharedSlab, list_slabs
+from llm_edge_cache.slabconfig import DEFAULT, EntryInfo, SlabConfig, SlabStats
+
+__all__ = [
+    "DEFAULT",
+    "CacheError",
+    "EntryInfo",
+    "RedisConfigError",
+    "SettingsError",
+    "SharedSlab",
+    "SlabBusyError",
+    "SlabClosedError",
+    "SlabConfig",
+    "SlabConfigError",
+    "SlabError",
+    "SlabMemoryError",
+    "SlabNotFoundError",
+    "SlabPermissionError",
+    "SlabStats",
+    "SlabVersionError",
+    "list_slabs",
+]
