@@ -1,0 +1,187 @@
+"""How long the others are held up when a worker is killed with SIGKILL inside its critical section.
+
+    python bench/liveness.py [--quick] [--trials N] [--json FILE]
+
+The victim is stopped at a random moment. Where that leaves everybody else waiting, it held a lock: it is killed, and the clock
+runs until a waiter's call returns. Recovery itself is timed in trials in which nobody waits: the first call that meets the
+dead owner's lock rebuilds a full shard, and its duration is the figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import mmap
+import multiprocessing
+import os
+import random
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from llm_edge_cache import SharedSlab, SlabConfig
+from provenance import RESULTS, Bar, Provenance, at_most, write_results
+from workload import hex_key
+
+MiB = 1024 * 1024
+VALUE = random.Random(0).randbytes(1024)
+LARGE = random.Random(0).randbytes(8000)  # still copied under the lock: it is held for longer
+CONTEXT = multiprocessing.get_context("fork")
+MILLISECOND = 1_000_000  # ns
+SETTLE = 0.003  # s; enough for the waiter to come to every shard
+NEVER = 2.0  # s; a waiter that is still held up then counts as hung
+
+
+class Progress:
+    """Calls that the waiter completed and when the last one did: two words that parent and child share."""
+
+    def __init__(self) -> None:
+        self._words = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")
+
+    def completed(self) -> None:
+        self._words[1] = time.monotonic_ns()
+        self._words[0] += 1
+
+    @property
+    def calls(self) -> int:
+        return self._words[0]
+
+    @property
+    def last_ns(self) -> int:
+        return self._words[1]
+
+
+def _write_forever(slab: SharedSlab, keys: int, seed: int, value: bytes, completed: Callable[[], None] | None) -> None:
+    generator = random.Random(seed)
+    names = [hex_key(i) for i in generator.sample(range(keys), min(keys, 5000))]
+    while True:
+        for name in names:
+            slab.set(name, value)
+            if completed is not None:
+                completed()
+
+
+def _start(*arguments: Any) -> Any:
+    process = CONTEXT.Process(target=_write_forever, args=arguments, daemon=True)
+    process.start()
+    return process
+
+
+def _kill(process: Any) -> None:
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+
+
+def _stop_at_random(process: Any, generator: random.Random) -> None:
+    time.sleep(generator.uniform(0.002, 0.006))
+    os.kill(process.pid, signal.SIGSTOP)
+
+
+def hold_up(slab: SharedSlab, keys: int, trials: int, generator: random.Random) -> dict[str, Any]:
+    """Milliseconds from SIGKILL to the end of a waiter's call, over `trials` kills that left it waiting."""
+    progress = Progress()
+    waiter = _start(slab, keys, generator.randrange(1 << 30), VALUE, progress.completed)
+    milliseconds: list[float] = []
+    hangs = kills = 0
+    while len(milliseconds) < trials:
+        victim = _start(slab, keys, generator.randrange(1 << 30), LARGE, None)
+        _stop_at_random(victim, generator)
+        time.sleep(SETTLE)
+        before = progress.calls
+        time.sleep(SETTLE)
+        waiting = progress.calls == before
+        recoveries = slab.stats().recoveries
+        begin = time.monotonic_ns()
+        os.kill(victim.pid, signal.SIGKILL)
+        kills += 1
+        if waiting:
+            while progress.calls == before and time.monotonic_ns() - begin < NEVER * 1e9:
+                pass
+            hung = progress.calls == before
+            hangs += hung
+            if hung or slab.stats().recoveries > recoveries:  # else the scheduler, not the lock, kept the waiter
+                milliseconds.append(((time.monotonic_ns() if hung else progress.last_ns) - begin) / MILLISECOND)
+        victim.join()
+    _kill(waiter)
+    return {"trials": trials, "kills": kills, "hangs": hangs, **_summary(milliseconds)}
+
+
+def recovery(slab: SharedSlab, keys: int, trials: int, generator: random.Random) -> dict[str, Any]:
+    """Milliseconds of the one call that rebuilt the dead owner's shard."""
+    milliseconds: list[float] = []
+    names = [hex_key(i) for i in range(keys)]
+    kills = 0
+    while len(milliseconds) < trials:
+        victim = _start(slab, keys, generator.randrange(1 << 30), LARGE, None)
+        _stop_at_random(victim, generator)
+        _kill(victim)
+        kills += 1
+        before = slab.stats().recoveries
+        longest = max(_nanoseconds(slab, name) for name in generator.sample(names, min(keys, 4000)))
+        if slab.stats().recoveries > before:
+            milliseconds.append(longest / MILLISECOND)
+    return {"trials": trials, "kills": kills, **_summary(milliseconds)}
+
+
+def _nanoseconds(slab: SharedSlab, name: bytes) -> int:
+    begin = time.monotonic_ns()
+    slab.set(name, VALUE)
+    return time.monotonic_ns() - begin
+
+
+def _summary(milliseconds: list[float]) -> dict[str, float]:
+    ordered = sorted(milliseconds)
+    return {
+        "median_ms": round(statistics.median(ordered), 3),
+        "p99_ms": round(ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))], 3),
+        "longest_ms": round(ordered[-1], 3),
+    }
+
+
+def measure(memory_bytes: int, trials: int, seed: int) -> dict[str, Any]:
+    """A slab of 1 KiB entries, every shard full."""
+    generator = random.Random(seed)
+    keys = memory_bytes // 1024
+    with SharedSlab(f"bench-liveness-{os.getpid()}", SlabConfig(memory_bytes=memory_bytes, ttl=None)) as slab:
+        try:
+            for number in range(keys):
+                slab.set(hex_key(number), VALUE)
+            entries = slab.stats().entries
+            held = hold_up(slab, keys, trials, generator)
+            recovered = recovery(slab, keys, trials, generator)
+            problems = slab.check()
+            return {"entries": entries, "hold_up": held, "recovery": recovered, "check": problems}
+        finally:
+            slab.unlink()
+
+
+def _bars(results: dict[int, Any]) -> list[Bar]:
+    bars = []
+    for size, one in results.items():
+        bars.append(at_most(f"others held up by a kill, p99 ms, {size} MiB", one["hold_up"]["p99_ms"], 50))
+        bars.append(at_most(f"recovery of a full shard, p99 ms, {size} MiB", one["recovery"]["p99_ms"], 20))
+        bars.append(at_most(f"hangs and check failures, {size} MiB", one["hold_up"]["hangs"] + len(one["check"]), 0))
+    return bars
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", type=Path, default=RESULTS / "liveness.json", help="result file (default: %(default)s)")
+    arguments = parser.parse_args()
+    provenance = Provenance(arguments.seed)
+    trials = 5 if arguments.quick else max(arguments.trials, 20)
+    results = {size: measure(size * MiB, trials, arguments.seed) for size in ((16,) if arguments.quick else (8, 64, 1024))}
+    for size, one in results.items():
+        print(f"{size} MiB: {one}")
+    met = write_results(arguments.json, provenance, {"megabytes": results}, _bars(results))
+    return 0 if met or arguments.quick else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,508 @@
+/* The eviction policy on its own: invariants after every random step, bounds, damage, recovery, hit ratio.
+ *
+ * A harness plays the kernel: it owns nodes and buckets, evicts before it inserts, and touches like a reader. The
+ * seed is the first argument (default 1) and is printed.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "policy.h"
+
+#define MAX_ENTRIES 600u
+#define KEYS 4096u
+#define UNITS_MOST 64u
+
+struct harness {
+    struct lec_policy_view view;
+    uint32_t where[KEYS];               /* node of a key, LEC_NONE = absent */
+    uint32_t key_of[MAX_ENTRIES];
+    uint32_t free_head;                 /* free nodes, linked by next */
+    uint32_t live, used_units;
+    uint64_t live_bits[MAX_ENTRIES / 64u + 1u], scratch[MAX_ENTRIES / 64u + 1u];
+};
+
+static uint64_t random_state;
+static int failures;
+
+static uint64_t mix(uint64_t x)
+{
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ x >> 27) * 0x94d049bb133111ebu;
+    return x ^ x >> 31;
+}
+
+static uint32_t draw(uint32_t below)
+{
+    random_state += 0x9e3779b97f4a7c15u;
+    return (uint32_t)((mix(random_state) >> 32) * below >> 32);
+}
+
+static void expect(int holds, const char *what)
+{
+    if (holds)
+        return;
+    failures++;
+    fprintf(stderr, "FAILED: %s\n", what);
+}
+
+static void print_broken(void *context, const char *invariant, uint32_t id)
+{
+    fprintf(stderr, "  %s: %s (node %u)\n", (const char *)context, invariant, id);
+}
+
+static uint32_t tag_of(uint32_t key)
+{
+    return (uint32_t)(mix(key + 0x1234567u) >> 32);
+}
+
+static void *lines(size_t bytes)
+{
+    void *memory = aligned_alloc(64, (bytes + 63u) / 64u * 64u);
+    if (!memory)
+        abort();
+    return memset(memory, 0, (bytes + 63u) / 64u * 64u);
+}
+
+static void empty(struct harness *harness)
+{
+    memset(harness->where, 0xff, sizeof harness->where);
+    memset(harness->live_bits, 0, sizeof harness->live_bits);
+    for (uint32_t id = 0; id < MAX_ENTRIES; id++) {
+        harness->view.nodes[id].next = id + 1u < MAX_ENTRIES ? id + 1u : LEC_NONE;
+        harness->view.nodes[id].units_list = 0;
+        harness->view.nodes[id].slot = id;
+    }
+    harness->free_head = 0;
+    harness->live = harness->used_units = 0;
+    lec_policy_reset(&harness->view, 42);
+}
+
+static struct harness *create(uint32_t total_units)
+{
+    struct harness *harness = lines(sizeof *harness);
+    struct lec_policy_view *view = &harness->view;
+    view->max_entries = MAX_ENTRIES;
+    view->bucket_count = MAX_ENTRIES / LEC_SLOTS_PER_BUCKET;
+    view->total_units = total_units;
+    view->state = lines(sizeof *view->state);
+    view->nodes = lines(MAX_ENTRIES * sizeof *view->nodes);
+    view->buckets = lines(view->bucket_count * sizeof *view->buckets);
+    view->sketch = lines(lec_policy_sketch_lines(MAX_ENTRIES) * 64u);
+    empty(harness);
+    return harness;
+}
+
+static void destroy(struct harness *harness)
+{
+    free(harness->view.state);
+    free(harness->view.nodes);
+    free(harness->view.buckets);
+    free(harness->view.sketch);
+    free(harness);
+}
+
+static void forget(struct harness *harness, uint32_t id, uint32_t units)
+{
+    harness->where[harness->key_of[id]] = LEC_NONE;
+    harness->live_bits[id / 64u] &= ~(1ull << (id % 64u));
+    harness->view.nodes[id].next = harness->free_head;
+    harness->free_head = id;
+    harness->live--;
+    harness->used_units -= units;
+}
+
+/* Status of the policy; the first one that is not OK ends the operation. */
+static enum lec_policy_status make_room(struct harness *harness, uint32_t units, uint32_t protect)
+{
+    while (harness->live == MAX_ENTRIES || harness->view.total_units - harness->used_units < units) {
+        uint32_t id;
+        enum lec_policy_status status = lec_policy_victim(&harness->view, protect, units, &id);
+        if (status != LEC_POLICY_OK)
+            return status;
+        expect(id < MAX_ENTRIES && id != protect, "a victim is a node and not the protected one");
+        uint32_t held = lec_node_units(&harness->view.nodes[id]);
+        status = lec_policy_evict(&harness->view, id);
+        if (status != LEC_POLICY_OK)
+            return status;
+        forget(harness, id, held);
+    }
+    return LEC_POLICY_OK;
+}
+
+static enum lec_policy_status set_absent(struct harness *harness, uint32_t key, uint32_t units)
+{
+    enum lec_policy_status status = make_room(harness, units, LEC_NONE);
+    if (status != LEC_POLICY_OK)
+        return status;
+    uint32_t id = harness->free_head;
+    struct lec_node *node = &harness->view.nodes[id];
+    harness->free_head = node->next;
+    node->tag = tag_of(key);
+    node->units_list = units;
+    harness->key_of[id] = key;
+    harness->where[key] = id;
+    harness->live_bits[id / 64u] |= 1ull << (id % 64u);
+    harness->live++;
+    harness->used_units += units;
+    return lec_policy_insert(&harness->view, id);
+}
+
+static enum lec_policy_status set_present(struct harness *harness, uint32_t key, uint32_t units)
+{
+    uint32_t id = harness->where[key], held = lec_node_units(&harness->view.nodes[id]);
+    if (units > held && harness->view.total_units - harness->used_units < units - held) {
+        enum lec_policy_status status = make_room(harness, units - held, id);
+        if (status != LEC_POLICY_OK)
+            return status;
+    }
+    harness->used_units += units - held;
+    return lec_policy_update(&harness->view, id, units);
+}
+
+static enum lec_policy_status drop(struct harness *harness, uint32_t key)
+{
+    uint32_t id = harness->where[key], held = lec_node_units(&harness->view.nodes[id]);
+    enum lec_policy_status status = lec_policy_remove(&harness->view, id);
+    if (status == LEC_POLICY_OK)
+        forget(harness, id, held);
+    return status;
+}
+
+static void touch(struct harness *harness, uint32_t key)
+{
+    uint32_t slot = harness->where[key];
+    _Atomic uint8_t *touches = &harness->view.buckets[slot / LEC_SLOTS_PER_BUCKET].touches[slot % LEC_SLOTS_PER_BUCKET];
+    if (*touches < LEC_TOUCH_MAX)
+        (*touches)++;
+}
+
+/* Small keys are popular: the smaller of three draws. */
+static uint32_t draw_key(void)
+{
+    uint32_t a = draw(KEYS), b = draw(KEYS), c = draw(KEYS);
+    uint32_t least = a < b ? a : b;
+    return least < c ? least : c;
+}
+
+static enum lec_policy_status step(struct harness *harness)
+{
+    uint32_t key = draw_key(), chance = draw(100);
+    if (harness->where[key] == LEC_NONE)
+        return set_absent(harness, key, 1u + draw(UNITS_MOST));
+    if (chance < 5)
+        return drop(harness, key);
+    if (chance < 15)
+        return set_present(harness, key, 1u + draw(UNITS_MOST));
+    touch(harness, key);
+    return LEC_POLICY_OK;
+}
+
+static void steps_keep_invariants(uint32_t total_units, const char *name)
+{
+    struct harness *harness = create(total_units);
+    int sound = 1;
+    for (uint32_t i = 0; i < 30000 && sound; i++) {
+        sound = step(harness) == LEC_POLICY_OK
+             && lec_policy_check(&harness->view, print_broken, (void *)(uintptr_t)name) == 0;
+        const struct lec_policy_list *lists = harness->view.state->lists;
+        sound = sound && lists[1].entries + lists[2].entries + lists[3].entries == harness->live
+             && lists[1].units + lists[2].units + lists[3].units == harness->used_units;
+    }
+    expect(sound, name);
+    destroy(harness);
+}
+
+static void an_empty_shard_has_no_victim(void)
+{
+    struct harness *harness = create(1000);
+    uint32_t id = 7;
+    expect(lec_policy_victim(&harness->view, LEC_NONE, 1, &id) == LEC_POLICY_EMPTY && id == LEC_NONE, "empty: no victim");
+    set_absent(harness, 1, 5);
+    expect(lec_policy_victim(&harness->view, harness->where[1], 1, &id) == LEC_POLICY_EMPTY, "only the protected one: no victim");
+    expect(lec_policy_victim(&harness->view, LEC_NONE, 1, &id) == LEC_POLICY_OK && id == harness->where[1], "else that one");
+    destroy(harness);
+}
+
+static void every_entry_can_be_evicted_but_the_protected(void)
+{
+    struct harness *harness = create(MAX_ENTRIES);
+    uint32_t id, evicted = 0;
+    for (uint32_t key = 0; key < MAX_ENTRIES; key++)
+        set_absent(harness, key, 1);
+    uint32_t protect = harness->where[17];
+    while (lec_policy_victim(&harness->view, protect, 1, &id) == LEC_POLICY_OK && evicted < MAX_ENTRIES) {
+        for (uint32_t key = 0; key < MAX_ENTRIES; key++)    /* all hot: the bound decides */
+            if (harness->where[key] != LEC_NONE)
+                touch(harness, key);
+        lec_policy_evict(&harness->view, id);
+        forget(harness, id, 1);
+        evicted++;
+    }
+    expect(evicted == MAX_ENTRIES - 1u && harness->where[17] == protect, "all but the protected one can be evicted");
+    destroy(harness);
+}
+
+/* Examined entries have their touches taken, so they can be counted from outside. */
+static void a_hunt_examines_a_bounded_number(void)
+{
+    struct harness *harness = create(MAX_ENTRIES);
+    uint32_t id, taken = 0;
+    for (uint32_t key = 0; key < MAX_ENTRIES; key++)
+        set_absent(harness, key, 1);
+    for (uint32_t key = 0; key < MAX_ENTRIES; key++)
+        touch(harness, key);
+    uint32_t before = 0, after = 0;
+    for (uint32_t slot = 0; slot < MAX_ENTRIES; slot++)
+        before += harness->view.buckets[slot / 6u].touches[slot % 6u] != 0;
+    lec_policy_victim(&harness->view, LEC_NONE, 1, &id);
+    for (uint32_t slot = 0; slot < MAX_ENTRIES; slot++)
+        after += harness->view.buckets[slot / 6u].touches[slot % 6u] != 0;
+    taken = before - after;
+    expect(taken >= 1 && taken <= 32, "a hunt examines 1 to 32 entries");
+    destroy(harness);
+}
+
+static void a_newcomer_survives_its_own_insertion(void)
+{
+    struct harness *harness = create(MAX_ENTRIES);
+    int survived = 1;
+    for (uint32_t i = 0; i < 20000; i++) {
+        uint32_t key = draw_key();
+        if (harness->where[key] != LEC_NONE) {
+            touch(harness, key);
+            continue;
+        }
+        set_absent(harness, key, 1);
+        survived = survived && lec_node_list(&harness->view.nodes[harness->where[key]]) != LEC_LIST_FREE;
+    }
+    expect(survived, "a newcomer is in the cache after its insertion");
+    destroy(harness);
+}
+
+static void the_sketch_counts_and_ages(void)
+{
+    struct lec_sketch_aging aging;
+    uint64_t *words = lines(8u * 64u);
+    struct lec_sketch sketch = {words, &aging, 8, 640};
+    uint64_t hash = lec_sketch_hash(3, 99);
+    lec_sketch_reset(&sketch);
+    expect(lec_sketch_estimate(&sketch, hash) == 0, "a new sketch knows nothing");
+    lec_sketch_add(&sketch, hash, 3);
+    expect(lec_sketch_estimate(&sketch, hash) == 3, "an estimate is what was added");
+    for (uint32_t i = 0; i < 20; i++)
+        lec_sketch_add(&sketch, hash, 3);
+    expect(lec_sketch_estimate(&sketch, hash) == LEC_SKETCH_COUNTER_MAX, "counters saturate");
+    for (uint32_t i = 0; i < 700; i++)
+        lec_sketch_add(&sketch, lec_sketch_hash(3, 1000u + i % 4u), 1);
+    expect(lec_sketch_estimate(&sketch, hash) < LEC_SKETCH_COUNTER_MAX, "counters are halved once per period");
+    free(words);
+}
+
+/* Every hit of the real cache is a touch: nothing else tells the policy about it. */
+static uint32_t replay(struct harness *harness, uint32_t (*next)(uint32_t), uint32_t accesses)
+{
+    uint32_t hits = 0;
+    for (uint32_t i = 0; i < accesses; i++) {
+        uint32_t key = next(i);
+        if (harness->where[key] != LEC_NONE) {
+            hits++;
+            touch(harness, key);
+        } else {
+            set_absent(harness, key, 1);
+        }
+    }
+    return hits;
+}
+
+static uint32_t next_of_loop(uint32_t i)
+{
+    return i % (MAX_ENTRIES + MAX_ENTRIES / 4u);
+}
+
+static uint32_t next_recent(uint32_t i)     /* a working set that drifts; whatever was popular never returns */
+{
+    return (i / 3u + (draw(MAX_ENTRIES) + draw(MAX_ENTRIES)) / 2u) % KEYS;
+}
+
+static void the_window_shrinks_for_a_loop(void)
+{
+    struct harness *harness = create(MAX_ENTRIES);
+    replay(harness, next_of_loop, 60000);
+    expect(lec_policy_window_share_ppm(&harness->view) < 100000, "a loop leaves the window less than 10 %");
+    expect(replay(harness, next_of_loop, 20000) > 13000, "a loop a quarter too long hits for the most part");
+    destroy(harness);
+}
+
+static void the_window_grows_for_recency(void)
+{
+    struct harness *harness = create(MAX_ENTRIES);
+    replay(harness, next_recent, 60000);
+    expect(lec_policy_window_share_ppm(&harness->view) > 400000, "a drifting working set gets a window of over 40 %");
+    destroy(harness);
+}
+
+static void frequent_keys_are_known(void)
+{
+    struct harness *harness = create(MAX_ENTRIES);
+    for (uint32_t i = 0; i < 8; i++) {
+        set_absent(harness, 5, 1);
+        drop(harness, 5);
+    }
+    expect(lec_policy_frequency(&harness->view, tag_of(5)) >= 8, "a key set eight times is known as frequent");
+    expect(lec_policy_frequency(&harness->view, tag_of(6)) == 0, "a key never seen is not");
+    destroy(harness);
+}
+
+static int order_is_kept(const struct harness *harness, const uint32_t *order, uint32_t count, enum lec_list which)
+{
+    uint32_t at = 0;
+    for (uint32_t id = harness->view.state->lists[which].head; id != LEC_NONE; id = harness->view.nodes[id].next)
+        if (at == count || order[at++] != id)
+            return 0;
+    return at == count;
+}
+
+static void rebuilding_a_sound_shard_changes_nothing(void)
+{
+    struct harness *harness = create(MAX_ENTRIES);
+    uint32_t order[MAX_ENTRIES], count = 0;
+    for (uint32_t i = 0; i < 20000; i++)
+        step(harness);
+    for (uint32_t id = harness->view.state->lists[2].head; id != LEC_NONE; id = harness->view.nodes[id].next)
+        order[count++] = id;
+    lec_policy_rebuild(&harness->view, harness->live_bits, harness->scratch);
+    expect(lec_policy_check(&harness->view, NULL, NULL) == 0, "a rebuilt shard is sound");
+    expect(order_is_kept(harness, order, count, LEC_LIST_PROBATION), "a rebuilt list keeps its order");
+    destroy(harness);
+}
+
+static void scribble(void *memory, size_t size, uint32_t bytes)
+{
+    for (uint32_t i = 0; i < bytes; i++)
+        ((unsigned char *)memory)[draw((uint32_t)size)] = (unsigned char)draw(256);
+}
+
+/* Kernel and policy may disagree after damage, so any status will do; what counts is that every call returns. */
+static void call_everything(struct harness *harness)
+{
+    uint32_t id = draw(MAX_ENTRIES + 8u), victim;
+    lec_policy_victim(&harness->view, draw(2) ? LEC_NONE : id, draw(100), &victim);
+    lec_policy_evict(&harness->view, victim);
+    lec_policy_insert(&harness->view, id);
+    lec_policy_update(&harness->view, draw(MAX_ENTRIES + 8u), draw(UINT32_MAX));
+    lec_policy_remove(&harness->view, draw(MAX_ENTRIES + 8u));
+    lec_policy_frequency(&harness->view, draw(UINT32_MAX));
+    expect(lec_policy_window_share_ppm(&harness->view) <= 1000000, "the window's share is a share");
+}
+
+static void damage(struct harness *harness)
+{
+    struct lec_policy_view *view = &harness->view;
+    scribble(view->state, draw(2) ? sizeof *view->state : 64u, draw(400));
+    scribble(view->nodes, MAX_ENTRIES * sizeof *view->nodes, draw(200));
+    scribble(view->buckets, view->bucket_count * sizeof *view->buckets, draw(200));
+    scribble(view->sketch, lec_policy_sketch_lines(MAX_ENTRIES) * 64u, draw(200));
+}
+
+/* What recovery knows for certain: which nodes are live, with sane units and slots. */
+static void restore_facts(struct harness *harness)
+{
+    harness->live = harness->used_units = 0;
+    for (uint32_t id = 0; id < MAX_ENTRIES; id++) {
+        struct lec_node *node = &harness->view.nodes[id];
+        if (!(harness->live_bits[id / 64u] >> (id % 64u) & 1u))
+            continue;
+        node->tag = tag_of(harness->key_of[id]);
+        node->slot = id;
+        node->units_list = (node->units_list & 0xc0000000u) | 1u;
+        harness->live++;
+        harness->used_units++;
+    }
+    harness->free_head = LEC_NONE;
+    for (uint32_t id = 0; id < MAX_ENTRIES; id++)
+        if (!(harness->live_bits[id / 64u] >> (id % 64u) & 1u)) {
+            harness->view.nodes[id].slot = id;
+            harness->view.nodes[id].next = harness->free_head;
+            harness->free_head = id;
+        }
+}
+
+static void any_damage_is_survived_and_repaired(void)
+{
+    struct harness *harness = create(MAX_ENTRIES * 4u);
+    int sound = 1;
+    for (uint32_t i = 0; i < 2000 && sound; i++) {
+        for (uint32_t k = 0; k < 20; k++)
+            sound = step(harness) == LEC_POLICY_OK && sound;
+        damage(harness);
+        for (uint32_t k = 0; k < 20; k++)
+            call_everything(harness);
+        lec_policy_check(&harness->view, NULL, NULL);
+        restore_facts(harness);
+        lec_policy_rebuild(&harness->view, harness->live_bits, harness->scratch);
+        sound = sound && lec_policy_check(&harness->view, print_broken, "after rebuild") == 0;
+    }
+    expect(sound, "after any damage a rebuild makes the shard sound again");
+    destroy(harness);
+}
+
+static void the_checker_complains(void)
+{
+    struct harness *harness = create(MAX_ENTRIES);
+    for (uint32_t key = 0; key < 300; key++)
+        set_absent(harness, key, 1);
+    struct lec_policy_view *view = &harness->view;
+    uint32_t id = view->nodes[view->state->lists[1].head].next;
+    struct lec_node saved = view->nodes[id];
+    view->nodes[id].prev = id;
+    expect(lec_policy_check(view, NULL, NULL) > 0, "the checker sees a wrong link");
+    view->nodes[id] = saved;
+    view->nodes[id].units_list++;
+    expect(lec_policy_check(view, NULL, NULL) > 0, "the checker sees wrong units");
+    view->nodes[id] = saved;
+    view->nodes[id].units_list ^= 3u << 30;
+    expect(lec_policy_check(view, NULL, NULL) > 0, "the checker sees a wrong list");
+    view->nodes[id] = saved;
+    view->state->lists[2].entries++;
+    expect(lec_policy_check(view, NULL, NULL) > 0, "the checker sees a wrong count");
+    view->state->lists[2].entries--;
+    view->nodes[MAX_ENTRIES - 1u].units_list = 1u | 3u << 30;
+    expect(lec_policy_check(view, NULL, NULL) > 0, "the checker sees a node that is in no list");
+    view->nodes[MAX_ENTRIES - 1u].units_list = 0;
+    expect(lec_policy_check(view, NULL, NULL) == 0, "the checker is content with what is sound");
+    destroy(harness);
+}
+
+static void misuse_is_refused(void)
+{
+    struct harness *harness = create(MAX_ENTRIES);
+    set_absent(harness, 1, 1);
+    expect(lec_policy_insert(&harness->view, harness->where[1]) == LEC_POLICY_DAMAGED, "inserting twice is refused");
+    expect(lec_policy_remove(&harness->view, 500) == LEC_POLICY_DAMAGED, "removing a free node is refused");
+    expect(lec_policy_remove(&harness->view, MAX_ENTRIES) == LEC_POLICY_DAMAGED, "removing no node is refused");
+    destroy(harness);
+}
+
+int main(int argc, char **argv)
+{
+    uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 10) : 1;
+    random_state = mix(seed);
+    steps_keep_invariants(MAX_ENTRIES * UNITS_MOST, "random steps, entries are scarce");
+    steps_keep_invariants(MAX_ENTRIES * 8u, "random steps, units are scarce");
+    an_empty_shard_has_no_victim();
+    every_entry_can_be_evicted_but_the_protected();
+    a_hunt_examines_a_bounded_number();
+    a_newcomer_survives_its_own_insertion();
+    the_sketch_counts_and_ages();
+    the_window_shrinks_for_a_loop();
+    the_window_grows_for_recency();
+    frequent_keys_are_known();
+    rebuilding_a_sound_shard_changes_nothing();
+    any_damage_is_survived_and_repaired();
+    the_checker_complains();
+    misuse_is_refused();
+    if (!failures)
+        printf("test_policy: passed (seed %llu)\n", (unsigned long long)seed);
+    return failures != 0;
+}

@@ -1,0 +1,49 @@
+"""What the tests of the slab share: names that are cleaned up, small slabs, and other processes."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from llm_edge_cache import SharedSlab, SlabConfig
+
+MiB = 1 << 20
+SMALL = SlabConfig(memory_bytes=4 * MiB)
+
+
+@pytest.fixture
+def name() -> Iterator[str]:
+    """A slab's name that nobody else uses; what is live under it at the end is unlinked."""
+    chosen = f"test-{os.getpid()}-{secrets.token_hex(4)}"
+    yield chosen
+    if SharedSlab.exists(chosen):
+        SharedSlab.attach(chosen).unlink()
+
+
+@pytest.fixture
+def slab(name: str) -> Iterator[SharedSlab]:
+    """A small slab of its own; its invariants hold at the end."""
+    with SharedSlab(name, SMALL) as made:
+        yield made
+        if not made.closed:
+            assert made.check() == []
+
+
+@pytest.fixture
+def run_python() -> Callable[..., str]:
+    """Run a program in a fresh interpreter and return what it prints; it must exit with 0."""
+
+    def run(program: str, *arguments: str, **options: object) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=60, check=False, **options
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "resource_tracker" not in done.stderr, done.stderr
+        return done.stdout.strip()
+
+    return run

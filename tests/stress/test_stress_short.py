@@ -1,0 +1,32 @@
+"""The stress programs, briefly: what a full run would find in an hour, these find in seconds when it is broken outright."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+
+
+def run(program: str, result: Path, *arguments: str) -> dict[str, Any]:
+    command = [sys.executable, str(FOLDER / program), "--json", str(result), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    document: dict[str, Any] = json.loads(result.read_text())
+    return document
+
+
+def test_a_short_history_of_four_processes_has_no_violation(tmp_path: Path) -> None:
+    document = run("history.py", tmp_path / "history.json", "--operations", "200000", "--per-round", "50000")
+    assert document["violations"] == []
+    assert document["kinds"]["evicting"]["evictions"] > 0
+    assert document["kinds"]["squeezed"]["evictions"] > 0
+
+
+def test_a_few_hundred_kills_are_noticed_by_nobody(tmp_path: Path) -> None:
+    document = run("sigkill_soak.py", tmp_path / "soak.json", "--kills", "300", "--per-batch", "50")
+    assert document["problems"] == []
+    assert document["totals"]["recoveries"] > 0

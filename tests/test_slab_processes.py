@@ -1,0 +1,237 @@
+"""The same guarantees across processes: forked, spawned, from a fork server, and unrelated ones that know the name."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from llm_edge_cache import SharedSlab, SlabBusyError, SlabNotFoundError
+
+PROCESSES = 4
+ROUNDS = 500
+METHODS = ["fork", "spawn", "forkserver"]
+
+
+def _in_processes(work: Callable[..., Any], *arguments: Any, method: str = "fork") -> list[Any]:
+    context = multiprocessing.get_context(method)
+    with context.Pool(PROCESSES) as pool:
+        started = [pool.apply_async(work, (*arguments, number)) for number in range(PROCESSES)]
+        return [result.get(timeout=60) for result in started]
+
+
+def _increment(slab: SharedSlab, _: int) -> None:
+    for _round in range(ROUNDS):
+        slab.incr(b"counter")
+
+
+def _add_all(slab: SharedSlab, number: int) -> int:
+    return sum(slab.add(b"key %d" % key, b"%d" % number) for key in range(ROUNDS))
+
+
+def _append_by_cas(slab: SharedSlab, number: int) -> int:
+    retries = 0
+    for _round in range(100):
+        while True:
+            found = slab.gets(b"list")
+            assert found is not None
+            if slab.cas(b"list", found[0] + b"%d" % number, found[1]):
+                break
+            retries += 1
+    return retries
+
+
+def _pop_all(slab: SharedSlab, _: int) -> list[bytes]:
+    popped = (slab.pop(b"key %d" % key) for key in range(ROUNDS))
+    return [value for value in popped if value is not None]
+
+
+def _set_and_read(slab: SharedSlab, number: int) -> tuple[bytes | None, int]:
+    slab.set(b"from %d" % number, b"%d" % os.getpid())
+    return slab.get(b"from parent"), os.getpid()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_incr_is_atomic_across_processes(slab: SharedSlab, method: str) -> None:
+    slab.set(b"counter", b"0")
+    _in_processes(_increment, slab, method=method)
+    assert slab.get(b"counter") == b"%d" % (PROCESSES * ROUNDS)
+
+
+def test_add_succeeds_in_one_process_only(slab: SharedSlab) -> None:
+    assert sum(_in_processes(_add_all, slab)) == ROUNDS
+
+
+def test_cas_loses_no_update(slab: SharedSlab) -> None:
+    slab.set(b"list", b"")
+    _in_processes(_append_by_cas, slab)
+    final = slab.get(b"list")
+    assert final is not None
+    assert sorted(final) == sorted(b"".join(b"%d" % number * 100 for number in range(PROCESSES)))
+
+
+def test_pop_gives_each_value_to_one_caller(slab: SharedSlab) -> None:
+    for key in range(ROUNDS):
+        slab.set(b"key %d" % key, b"%d" % key)
+    popped = [value for values in _in_processes(_pop_all, slab) for value in values]
+    assert sorted(popped) == sorted(b"%d" % key for key in range(ROUNDS))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_slab_object_works_in_a_process_started_by(slab: SharedSlab, method: str) -> None:
+    slab.set(b"from parent", b"warm")
+    results = _in_processes(_set_and_read, slab, method=method)
+    assert {value for value, _ in results} == {b"warm"}
+    for number, (_, pid) in enumerate(results):
+        assert slab.get(b"from %d" % number) == b"%d" % pid
+
+
+def test_an_unrelated_process_that_knows_the_name_shares_it(slab: SharedSlab, run_python: Callable[..., str]) -> None:
+    slab.set(b"ours", b"1")
+    program = """
+import sys
+from llm_edge_cache import SharedSlab
+with SharedSlab(sys.argv[1]) as slab:
+    print(slab.get(b"ours").decode(), slab.stats().attached_processes)
+    slab.set(b"theirs", b"2")
+"""
+    assert run_python(program, slab.name) == "1 2"
+    assert slab.get(b"theirs") == b"2"
+    assert slab.stats().attached_processes == 1
+
+
+def test_counts_of_the_dead_stay_in_the_sums(slab: SharedSlab, run_python: Callable[..., str]) -> None:
+    program = """
+import os, sys
+from llm_edge_cache import SharedSlab
+slab = SharedSlab.attach(sys.argv[1])
+for _ in range(10):
+    slab.get(b"absent")
+os._exit(0) if sys.argv[2] == "kill" else slab.close()
+"""
+    for manner in ("kill", "close", "kill"):
+        run_python(program, slab.name, manner)
+    assert slab.stats().misses == 30
+    assert slab.stats().attached_processes == 1
+
+
+def _in_fork(work: Callable[[], Any]) -> None:
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_a_forked_child_is_a_process_of_its_own(slab: SharedSlab) -> None:
+    slab.get(b"before the fork")
+
+    def child() -> None:
+        slab.get(b"absent")
+        assert slab.stats().attached_processes == 2
+        assert slab.stats().misses == 2
+
+    _in_fork(child)
+    assert slab.stats().attached_processes == 1
+    slab.get(b"absent")
+    assert slab.stats().misses == 3
+
+
+def test_a_child_that_never_used_the_slab_leaves_its_parent_s_record_alone(slab: SharedSlab) -> None:
+    _in_fork(slab.close)
+    assert slab.stats().attached_processes == 1
+    assert slab.set(b"key", b"value")
+
+
+def test_a_child_s_child_may_use_it_too(slab: SharedSlab) -> None:
+    _in_fork(lambda: (slab.set(b"child", b"1"), _in_fork(lambda: slab.set(b"grandchild", b"2"))))
+    assert slab.get_many([b"child", b"grandchild"]) == {b"child": b"1", b"grandchild": b"2"}
+
+
+def test_a_fork_while_threads_work_on_the_slab_leaves_the_child_able(slab: SharedSlab) -> None:
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            slab.set(b"busy", bytes(50_000))
+            SharedSlab.attach(slab.name).close()
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for number in range(20):
+            _in_fork(lambda number=number: (slab.set(b"%d" % number, b"v"), SharedSlab.attach(slab.name).close()))
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert len(slab.get_many(b"%d" % number for number in range(20))) == 20
+
+
+def test_it_pickles_by_name(slab: SharedSlab) -> None:
+    slab.set(b"key", b"value")
+    with pickle.loads(pickle.dumps(slab)) as copy:
+        assert copy.get(b"key") == b"value"
+        assert (copy.name, copy.config) == (slab.name, slab.config)
+
+
+def test_a_pickle_of_what_is_gone_does_not_bring_it_back(slab: SharedSlab) -> None:
+    pickled = pickle.dumps(slab)
+    slab.unlink()
+    with pytest.raises(SlabNotFoundError):
+        pickle.loads(pickled)
+
+
+def test_many_processes_that_start_at_once_make_one_slab(name: str) -> None:
+    program = """
+import sys
+from llm_edge_cache import SharedSlab, SlabConfig
+with SharedSlab(sys.argv[1], SlabConfig(memory_bytes=4 << 20)) as slab:
+    slab.add(b"counter", b"0")
+    slab.incr(b"counter")
+"""
+    started = [subprocess.Popen([sys.executable, "-c", program, name]) for _ in range(8)]
+    assert [process.wait(timeout=60) for process in started] == [0] * 8
+    with SharedSlab.attach(name) as slab:
+        assert slab.get(b"counter") == b"8"
+
+
+def test_a_stopped_writer_holds_nobody_up_for_longer_than_the_lock_timeout(slab: SharedSlab) -> None:
+    """Wherever a SIGSTOP meets it, reads are prompt, and writes either prompt or SlabBusyError with nothing changed."""
+    pid = os.fork()
+    if pid == 0:
+        while True:
+            slab.set(b"theirs", bytes(4000))
+    try:
+        slab._set_lock_timeout(0.2)
+        slab.set(b"ours", b"value")
+        for _ in range(30):
+            time.sleep(0.002)
+            os.kill(pid, signal.SIGSTOP)
+            begin = time.monotonic()
+            assert slab.get(b"ours") == b"value"
+            try:
+                slab.set(b"other", b"value")
+            except SlabBusyError as error:
+                assert "200 ms" in str(error)
+            assert time.monotonic() - begin < 1.5
+            os.kill(pid, signal.SIGCONT)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    slab._set_lock_timeout(1)
+    assert slab.set(b"after", b"value")
