@@ -10,6 +10,7 @@ dead owner's lock rebuilds a full shard, and its duration is the figure.
 from __future__ import annotations
 
 import argparse
+import itertools
 import mmap
 import multiprocessing
 import os
@@ -32,17 +33,22 @@ LARGE = random.Random(0).randbytes(8000)  # still copied under the lock: it is h
 CONTEXT = multiprocessing.get_context("fork")
 MILLISECOND = 1_000_000  # ns
 SETTLE = 0.003  # s; enough for the waiter to come to every shard
+LONG = MILLISECOND  # a call that took this long waited, at least for SETTLE
 NEVER = 2.0  # s; a waiter that is still held up then counts as hung
 
 
 class Progress:
-    """Calls that the waiter completed and when the last one did: two words that parent and child share."""
+    """Calls that a child completed, and when the last long one ended: words that parent and child share."""
 
     def __init__(self) -> None:
         self._words = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")
+        self._before = time.monotonic_ns()
 
     def completed(self) -> None:
-        self._words[1] = time.monotonic_ns()
+        now = time.monotonic_ns()
+        if now - self._before > LONG:
+            self._words[1] = now
+        self._before = now
         self._words[0] += 1
 
     @property
@@ -50,24 +56,31 @@ class Progress:
         return self._words[0]
 
     @property
-    def last_ns(self) -> int:
+    def long_call_ended(self) -> int:
         return self._words[1]
 
 
-def _write_forever(slab: SharedSlab, keys: int, seed: int, value: bytes, completed: Callable[[], None] | None) -> None:
-    generator = random.Random(seed)
-    names = [hex_key(i) for i in generator.sample(range(keys), min(keys, 5000))]
-    while True:
-        for name in names:
-            slab.set(name, value)
-            if completed is not None:
-                completed()
+def _write_forever(slab: SharedSlab, names: list[bytes], value: bytes, completed: Callable[[], None]) -> None:
+    slab.set(names[0], value)
+    completed()
+    for name in itertools.cycle(names):
+        slab.set(name, value)
 
 
-def _start(*arguments: Any) -> Any:
-    process = CONTEXT.Process(target=_write_forever, args=arguments, daemon=True)
+def _write_and_tell(slab: SharedSlab, names: list[bytes], value: bytes, completed: Callable[[], None]) -> None:
+    for name in itertools.cycle(names):
+        slab.set(name, value)
+        completed()
+
+
+def _start(role: Callable[..., None], slab: SharedSlab, names: list[bytes], value: bytes) -> tuple[Any, Progress]:
+    """A child that has made its first call."""
+    progress = Progress()
+    process = CONTEXT.Process(target=role, args=(slab, names, value, progress.completed), daemon=True)
     process.start()
-    return process
+    while progress.calls == 0:
+        time.sleep(0.0002)
+    return process, progress
 
 
 def _kill(process: Any) -> None:
@@ -80,14 +93,13 @@ def _stop_at_random(process: Any, generator: random.Random) -> None:
     os.kill(process.pid, signal.SIGSTOP)
 
 
-def hold_up(slab: SharedSlab, keys: int, trials: int, generator: random.Random) -> dict[str, Any]:
+def hold_up(slab: SharedSlab, names: list[bytes], trials: int, generator: random.Random) -> dict[str, Any]:
     """Milliseconds from SIGKILL to the end of a waiter's call, over `trials` kills that left it waiting."""
-    progress = Progress()
-    waiter = _start(slab, keys, generator.randrange(1 << 30), VALUE, progress.completed)
+    waiter, progress = _start(_write_and_tell, slab, generator.sample(names, 4000), VALUE)
     milliseconds: list[float] = []
     hangs = kills = 0
     while len(milliseconds) < trials:
-        victim = _start(slab, keys, generator.randrange(1 << 30), LARGE, None)
+        victim, _ = _start(_write_forever, slab, generator.sample(names, 1000), LARGE)
         _stop_at_random(victim, generator)
         time.sleep(SETTLE)
         before = progress.calls
@@ -99,37 +111,38 @@ def hold_up(slab: SharedSlab, keys: int, trials: int, generator: random.Random) 
         kills += 1
         if waiting:
             while progress.calls == before and time.monotonic_ns() - begin < NEVER * 1e9:
-                pass
+                time.sleep(0.00005)  # the waiter needs a processor more than this does; it tells the time itself
             hung = progress.calls == before
             hangs += hung
             if hung or slab.stats().recoveries > recoveries:  # else the scheduler, not the lock, kept the waiter
-                milliseconds.append(((time.monotonic_ns() if hung else progress.last_ns) - begin) / MILLISECOND)
+                milliseconds.append(((time.monotonic_ns() if hung else progress.long_call_ended) - begin) / MILLISECOND)
         victim.join()
     _kill(waiter)
     return {"trials": trials, "kills": kills, "hangs": hangs, **_summary(milliseconds)}
 
 
-def recovery(slab: SharedSlab, keys: int, trials: int, generator: random.Random) -> dict[str, Any]:
-    """Milliseconds of the one call that rebuilt the dead owner's shard."""
-    milliseconds: list[float] = []
-    names = [hex_key(i) for i in range(keys)]
+def recovery(slab: SharedSlab, names: list[bytes], trials: int, generator: random.Random) -> dict[str, Any]:
+    """Milliseconds of the one call that rebuilt the dead owner's shard: by the clock, and of this process's own time."""
+    by_clock: list[float] = []
+    by_processor: list[float] = []
     kills = 0
-    while len(milliseconds) < trials:
-        victim = _start(slab, keys, generator.randrange(1 << 30), LARGE, None)
+    while len(by_clock) < trials:
+        victim, _ = _start(_write_forever, slab, generator.sample(names, 1000), LARGE)
         _stop_at_random(victim, generator)
         _kill(victim)
         kills += 1
         before = slab.stats().recoveries
-        longest = max(_nanoseconds(slab, name) for name in generator.sample(names, min(keys, 4000)))
+        clock, processor = max(_timed_set(slab, name) for name in generator.sample(names, 4000))
         if slab.stats().recoveries > before:
-            milliseconds.append(longest / MILLISECOND)
-    return {"trials": trials, "kills": kills, **_summary(milliseconds)}
+            by_clock.append(clock)
+            by_processor.append(processor)
+    return {"trials": trials, "kills": kills, **_summary(by_clock), "processor_time": _summary(by_processor)}
 
 
-def _nanoseconds(slab: SharedSlab, name: bytes) -> int:
-    begin = time.monotonic_ns()
+def _timed_set(slab: SharedSlab, name: bytes) -> tuple[float, float]:
+    begin, begin_processor = time.monotonic_ns(), time.thread_time_ns()
     slab.set(name, VALUE)
-    return time.monotonic_ns() - begin
+    return (time.monotonic_ns() - begin) / MILLISECOND, (time.thread_time_ns() - begin_processor) / MILLISECOND
 
 
 def _summary(milliseconds: list[float]) -> dict[str, float]:
@@ -144,14 +157,14 @@ def _summary(milliseconds: list[float]) -> dict[str, float]:
 def measure(memory_bytes: int, trials: int, seed: int) -> dict[str, Any]:
     """A slab of 1 KiB entries, every shard full."""
     generator = random.Random(seed)
-    keys = memory_bytes // 1024
+    names = [hex_key(number) for number in range(memory_bytes // 1024)]
     with SharedSlab(f"bench-liveness-{os.getpid()}", SlabConfig(memory_bytes=memory_bytes, ttl=None)) as slab:
         try:
-            for number in range(keys):
-                slab.set(hex_key(number), VALUE)
+            for name in names:
+                slab.set(name, VALUE)
             entries = slab.stats().entries
-            held = hold_up(slab, keys, trials, generator)
-            recovered = recovery(slab, keys, trials, generator)
+            held = hold_up(slab, names, trials, generator)
+            recovered = recovery(slab, names, trials, generator)
             problems = slab.check()
             return {"entries": entries, "hold_up": held, "recovery": recovered, "check": problems}
         finally:

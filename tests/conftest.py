@@ -38,10 +38,9 @@ def slab(name: str) -> Iterator[SharedSlab]:
 def run_python() -> Callable[..., str]:
     """Run a program in a fresh interpreter and return what it prints; it must exit with 0."""
 
-    def run(program: str, *arguments: str, **options: object) -> str:
-        done = subprocess.run(
-            [sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=60, check=False, **options
-        )
+    def run(program: str, *arguments: str) -> str:
+        command = [sys.executable, "-c", program, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "resource_tracker" not in done.stderr, done.stderr
         return done.stdout.strip()

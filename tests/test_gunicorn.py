@@ -118,7 +118,8 @@ def test_winch_stops_the_old_master_s_workers_and_the_new_ones_go_on(tools: Benc
     pidfile, log = tmp_path / "pid", tmp_path / "server0.log"
     server = tools.gunicorn("--daemon", "--pid", str(pidfile), "--error-logfile", str(log))
     try:
-        old_master = int(wait_until(lambda: _read(pidfile), "the daemon's pid file"))
+        wait_until(lambda: "Listening at" in server.log, "the daemon's port")
+        old_master = int(_read(pidfile))
         old = server.pids(2)
         server.ask("/set?key=k&value=warm")
         os.kill(old_master, signal.SIGUSR2)
@@ -163,7 +164,7 @@ def _slab_of(process: psutil.Process) -> str | None:
 
 
 def test_recycled_workers_find_the_cache_warm_and_statistics_never_fall(tools: Bench) -> None:
-    server = tools.gunicorn("--max-requests", "5")
+    server = tools.gunicorn("--max-requests", "5", environ={"SLAB_APP_OPEN": "import"})
     server.ask("/set?key=k&value=warm")
     pids: set[int] = set()
     hits = 0

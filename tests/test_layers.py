@@ -15,7 +15,7 @@ from llm_edge_cache import native
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib
+    tomllib = pytest.importorskip("tomli")  # pytest brings it
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "llm_edge_cache"
@@ -38,7 +38,7 @@ ORDER = [
 
 
 def _layer(module: str) -> str:
-    return module.split(".")[0]
+    return module.split(".", 1)[0]
 
 
 def _modules() -> dict[str, Path]:
@@ -50,8 +50,10 @@ def _targets(node: ast.AST, modules: dict[str, Path]) -> Iterator[str]:
     """The modules of this package that one import statement names."""
     if isinstance(node, ast.Import):
         names = [alias.name for alias in node.names]
-        yield from (name.removeprefix(NAME).lstrip(".") or "__init__" for name in names if name.split(".")[0] == NAME)
-    elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == NAME:
+        yield from (
+            name.removeprefix(NAME).lstrip(".") or "__init__" for name in names if name.split(".", 1)[0] == NAME
+        )
+    elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".", 1)[0] == NAME:
         module = node.module.removeprefix(NAME).lstrip(".")
         for alias in node.names:
             submodule = f"{module}.{alias.name}".lstrip(".")
@@ -87,7 +89,9 @@ def test_no_import_of_our_own_hides_in_a_function(module: str) -> None:
 
 def test_imports_are_absolute() -> None:
     for module, path in _modules().items():
-        relative = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom) and node.level]
+        relative = [
+            node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom) and node.level
+        ]
         assert not relative, module
 
 
@@ -132,7 +136,12 @@ def test_what_is_built_is_what_lies_in_the_folders() -> None:
 
 @pytest.mark.parametrize(
     ("platform", "machine", "largest_int"),
-    [("darwin", "arm64", 2**63 - 1), ("win32", "AMD64", 2**63 - 1), ("linux", "riscv64", 2**63 - 1), ("linux", "x86_64", 2**31 - 1)],
+    [
+        ("darwin", "arm64", 2**63 - 1),
+        ("win32", "AMD64", 2**63 - 1),
+        ("linux", "riscv64", 2**63 - 1),
+        ("linux", "x86_64", 2**31 - 1),
+    ],
 )
 def test_other_platforms_get_a_clear_error(platform: str, machine: str, largest_int: int) -> None:
     reason = native._refusal(platform, machine, largest_int)

@@ -1,4 +1,4 @@
-"""Created, attached to, replaced, unlinked, closed: at no time do two processes serve different slabs under one name."""
+"""Created, attached to, replaced, unlinked, closed: at no time do two processes serve two slabs under one name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import multiprocessing
 import pytest
 
 from llm_edge_cache import (
@@ -43,7 +42,7 @@ def _serve(pipe: Connection, name: str) -> None:
         method, *arguments = pipe.recv()
         try:
             pipe.send(getattr(slab, method)(*arguments))
-        except Exception as error:  # noqa: BLE001 - for the other side to judge
+        except Exception as error:  # for the other side to judge
             pipe.send(error)
 
 
@@ -130,7 +129,12 @@ def test_another_config_on_a_live_slab_names_each_field_both_values_and_the_reme
         with pytest.raises(SlabConfigError) as caught:
             SharedSlab(name, LARGER)
         message = str(caught.value)
-        for part in ("memory_bytes is 4194304, asked for 5242880", "ttl is 300.0, asked for 60.0", "replace=True", name):
+        for part in (
+            "memory_bytes is 4194304, asked for 5242880",
+            "ttl is 300.0, asked for 60.0",
+            "replace=True",
+            name,
+        ):
             assert part in message
         assert "tti" not in message
         assert other.set(b"key", b"still here") is True
@@ -170,12 +174,18 @@ def test_replace_retires_and_every_process_moves_over_at_its_next_operation(name
             assert new.stats().attached_processes == 2
 
 
-@pytest.mark.parametrize("first", ["get", "set", "get_many", "gets", "delete", "__contains__", "__len__", "stats", "clear", "ttl"])
+@pytest.mark.parametrize(
+    "first", ["get", "set", "get_many", "gets", "delete", "__contains__", "__len__", "stats", "clear", "ttl"]
+)
 def test_whatever_the_next_operation_is(name: str, first: str) -> None:
     with SharedSlab(name, SMALL) as old, SharedSlab(name, LARGER, replace=True) as new:
         new.set(b"key", b"new")
         arguments: dict[str, tuple[Any, ...]] = {
-            "set": (b"other", b"value"), "get_many": ([b"key"],), "__len__": (), "stats": (), "clear": ()
+            "set": (b"other", b"value"),
+            "get_many": ([b"key"],),
+            "__len__": (),
+            "stats": (),
+            "clear": (),
         }
         getattr(old, first)(*arguments.get(first, (b"key",)))
         assert old._mapping is new._mapping
@@ -317,7 +327,7 @@ def test_closing_while_threads_use_it_ends_them_with_closed_and_nothing_else(nam
                     slab.set(b"key", value)
                     assert slab.get(b"key") in (value, None)
                     list(slab.scan())
-            except BaseException as error:  # noqa: BLE001 - for the main thread to judge
+            except BaseException as error:  # for the main thread to judge
                 ends.append(error)
 
         threads = [threading.Thread(target=work) for _ in range(4)]
@@ -341,7 +351,7 @@ def test_replacing_while_threads_use_it_costs_them_misses_and_nothing_else(name:
             while not stop.is_set():
                 slab.set(b"key %d" % number, b"%d" % number)
                 assert slab.get(b"key %d" % number) in (b"%d" % number, None)
-        except BaseException as error:  # noqa: BLE001 - for the main thread to judge
+        except BaseException as error:  # for the main thread to judge
             ends.append(error)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
@@ -384,7 +394,7 @@ def _as_nobody(work: Callable[[], Any]) -> None:
             os.setuid(NOBODY)
             work()
             status = 0
-        except BaseException:  # noqa: BLE001 - shown, and told by the exit status
+        except BaseException:  # shown, and told by the exit status
             traceback.print_exc()
         finally:
             os._exit(status)
@@ -392,10 +402,9 @@ def _as_nobody(work: Callable[[], Any]) -> None:
 
 
 @pytest.fixture
-def owned_by_nobody(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def owned_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(naming, "_owner", None)
     naming.set_owner(NOBODY, NOBODY)
-    yield
 
 
 @needs_root

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -87,7 +87,9 @@ def test_a_value_that_is_not_bytes_like_is_a_type_error(slab: SharedSlab, method
 
 
 @pytest.mark.parametrize("call", WITH_TTL.values(), ids=list(WITH_TTL))
-@pytest.mark.parametrize("ttl", [0, 0.0, -0.0, -1, -0.5, math.nan, math.inf, -math.inf, 10**400], ids=lambda ttl: str(ttl)[:9])
+@pytest.mark.parametrize(
+    "ttl", [0, 0.0, -0.0, -1, -0.5, math.nan, math.inf, -math.inf, 10**400], ids=lambda ttl: str(ttl)[:9]
+)
 def test_a_ttl_that_is_no_life_is_a_value_error_that_names_it(slab: SharedSlab, call: Call, ttl: float) -> None:
     with pytest.raises(ValueError, match="ttl must be a finite number of seconds above 0, or None, not ") as caught:
         call(slab, ttl)
@@ -161,15 +163,15 @@ def test_one_key_is_no_iterable_of_keys(slab: SharedSlab, method: str, keys: Any
 
 def test_set_many_takes_a_mapping(slab: SharedSlab) -> None:
     with pytest.raises((TypeError, AttributeError)):
-        slab.set_many([(b"key", b"value")])  # type: ignore[arg-type]
+        slab.set_many(cast(Any, [(b"key", b"value")]))
     with pytest.raises(TypeError, match="pairs"):
-        slab.set_many(Pairs([(b"key",)]))  # type: ignore[arg-type, list-item]
+        slab.set_many(Pairs(cast(Any, [(b"key",)])))
 
 
 CALLS: dict[str, Callable[[SharedSlab], Any]] = {
     "no key": lambda slab: slab.get(),  # type: ignore[call-overload]
     "no value": lambda slab: slab.set(b"key"),  # type: ignore[call-arg]
-    "ttl by position": lambda slab: slab.set(b"key", b"value", 5),  # type: ignore[misc]
+    "ttl by position": lambda slab: slab.set(b"key", b"value", 5),  # type: ignore[call-arg]
     "unknown": lambda slab: slab.set(b"key", b"value", expire=5),  # type: ignore[call-arg]
     "twice": lambda slab: slab.get(b"key", key=b"key"),  # type: ignore[call-overload]
     "too many": lambda slab: slab.get(b"key", 1, 2),  # type: ignore[call-overload]
@@ -177,7 +179,9 @@ CALLS: dict[str, Callable[[SharedSlab], Any]] = {
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=list(CALLS))
-def test_wrong_arguments_are_a_type_error_that_names_the_function(slab: SharedSlab, call: Callable[[SharedSlab], Any]) -> None:
+def test_wrong_arguments_are_a_type_error_that_names_the_function(
+    slab: SharedSlab, call: Callable[[SharedSlab], Any]
+) -> None:
     with pytest.raises(TypeError, match=r"(get|set)\(\)"):
         call(slab)
 

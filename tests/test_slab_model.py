@@ -18,7 +18,7 @@ KEYS = st.sampled_from([b"a", b"b", b"c", b"key", b"key2", b"x" * 64, b"x" * 65,
 VALUES = st.one_of(
     st.binary(max_size=200),
     st.integers(min_value=-(2**63), max_value=2**63 - 1).map(lambda number: b"%d" % number),
-    st.integers(min_value=0, max_value=40_000).map(lambda size: bytes(size)),
+    st.integers(min_value=0, max_value=40_000).map(bytes),
 )
 LIVES = st.sampled_from([None, 1.0, 5.0, 100.0])
 
@@ -28,7 +28,9 @@ class SlabModel(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.slab = SharedSlab(f"model-{os.getpid()}-{secrets.token_hex(4)}", SlabConfig(memory_bytes=4 << 20, ttl=None))
+        self.slab = SharedSlab(
+            f"model-{os.getpid()}-{secrets.token_hex(4)}", SlabConfig(memory_bytes=4 << 20, ttl=None)
+        )
         self.model: dict[bytes, tuple[bytes, float | None]] = {}
         self.tokens: dict[bytes, int] = {}
         self.now = 0.0
@@ -119,8 +121,8 @@ class SlabModel(RuleBasedStateMachine):
         self.model.pop(key, None)
         self.tokens.pop(key, None)
 
-    @rule(keys=st.sets(KEYS))
-    def delete_many(self, keys: set[bytes]) -> None:
+    @rule(keys=st.frozensets(KEYS))
+    def delete_many(self, keys: frozenset[bytes]) -> None:
         assert self.slab.delete_many(keys) == sum(self.live(key) is not None for key in keys)
         for key in keys:
             self.model.pop(key, None)

@@ -95,6 +95,7 @@ static void raise_bounds(const struct lec_shard_view *view, const struct level *
 uint32_t lec_expiry_due_locked(const struct lec_shard_view *view)
 {
     struct level levels[8];
+    if (view->expiry[view->handle->geometry.expiry_words - 1] > view->now_ns) return LEC_NONE;  /* the root: mostly so */
     uint32_t count = levels_of(view, levels);
     for (uint32_t look = 0; look < LEC_EXPIRY_LOOKS; look++) {
         if (view->expiry[levels[count - 1].base] > view->now_ns) return LEC_NONE;

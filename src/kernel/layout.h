@@ -26,7 +26,7 @@
 #define LEC_MAX_KEY 1024u
 #define LEC_MUTEX_STRIDE 64u
 
-#define LEC_STAT_COUNT 16u          /* of enum lec_stat, with room */
+#define LEC_STAT_COUNT 16u          /* of enum lec_stat, with room; per process and per shard, totals are sums over both */
 #define LEC_RESERVATIONS 8u         /* large values one process can be filling at a time */
 #define LEC_COUNTERS 96u            /* named counters per process; the names are the manager's */
 #define LEC_HISTOGRAMS 4u
@@ -126,7 +126,8 @@ struct lec_shard {
     uint32_t reserved_chains;       /* reservations (any state but FREE) that point into this shard */
     uint64_t reaped_ns;             /* when dead owners' reservations were last looked for */
     _Atomic uint32_t reap_wanted;   /* an owner abandoned a reservation */
-    uint32_t pad;
+    _Atomic uint32_t window_share;  /* the policy's, of LEC_SHARE_ONE, for statistics */
+    _Atomic uint64_t stats[LEC_STAT_COUNT]; /* of enum lec_stat, what happens under the lock; no derived data: only grows */
     _Alignas(LEC_LINE) struct lec_space space;
     _Alignas(LEC_LINE) struct lec_policy policy;
 };

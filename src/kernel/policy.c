@@ -36,13 +36,25 @@ static struct lec_sketch sketch_of(const struct lec_policy_view *view)
 static void count_accesses(const struct lec_policy_view *view, uint32_t tag, uint32_t count)
 {
     struct lec_sketch sketch = sketch_of(view);
-    lec_sketch_add(&sketch, lec_sketch_hash(view->state->seed, tag), count);
+    lec_sketch_add(&sketch, lec_sketch_hash(view->seed, tag), count);
 }
 
 uint32_t lec_policy_frequency(const struct lec_policy_view *view, uint32_t tag)
 {
     struct lec_sketch sketch = sketch_of(view);
-    return lec_sketch_estimate(&sketch, lec_sketch_hash(view->state->seed, tag));
+    return lec_sketch_estimate(&sketch, lec_sketch_hash(view->seed, tag));
+}
+
+void lec_policy_warm(const struct lec_policy_view *view, uint32_t tag)
+{
+    struct lec_sketch sketch = sketch_of(view);
+    lec_sketch_warm(&sketch, lec_sketch_hash(view->seed, tag));
+}
+
+void lec_policy_tails(const struct lec_policy_view *view, uint32_t tails[LEC_POLICY_TAILS])
+{
+    tails[0] = view->state->lists[LEC_LIST_WINDOW].tail;
+    tails[1] = view->state->lists[LEC_LIST_PROBATION].tail;
 }
 
 static uint32_t next_random(struct lec_policy *state)
@@ -170,7 +182,7 @@ static void move_to_head(struct hunt *hunt, uint32_t id, enum lec_list to)
 
 /* ---- budgets ------------------------------------------------------------------------------------------------- */
 
-static uint32_t window_share(const struct lec_policy_view *view)
+uint32_t lec_policy_window_share(const struct lec_policy_view *view)
 {
     uint32_t share = view->state->shadow.share;
     return share < LEC_SHARE_ONE ? share : LEC_SHARE_ONE - 1u;
@@ -191,21 +203,21 @@ static bool is_window_over(const struct lec_policy_view *view, uint32_t coming)
 {
     struct lec_policy_list window = *list_of(view, LEC_LIST_WINDOW);
     window.entries += coming;
-    return is_over(&window, part(view->max_entries, window_share(view)), part(view->total_units, window_share(view)));
+    return is_over(&window, part(view->max_entries, lec_policy_window_share(view)), part(view->total_units, lec_policy_window_share(view)));
 }
 
 static bool is_main_full(const struct lec_policy_view *view)
 {
     const struct lec_policy_list *probation = list_of(view, LEC_LIST_PROBATION);
     const struct lec_policy_list *protected = list_of(view, LEC_LIST_PROTECTED);
-    uint32_t share = LEC_SHARE_ONE - window_share(view);
+    uint32_t share = LEC_SHARE_ONE - lec_policy_window_share(view);
     return probation->entries + protected->entries >= part(view->max_entries, share)
         || probation->units + protected->units >= part(view->total_units, share);
 }
 
 static bool is_protected_over(const struct lec_policy_view *view)
 {
-    uint32_t share = (uint32_t)((uint64_t)(LEC_SHARE_ONE - window_share(view)) * PROTECTED_SHARE / LEC_SHARE_ONE);
+    uint32_t share = (uint32_t)((uint64_t)(LEC_SHARE_ONE - lec_policy_window_share(view)) * PROTECTED_SHARE / LEC_SHARE_ONE);
     return is_over(list_of(view, LEC_LIST_PROTECTED), part(view->max_entries, share), part(view->total_units, share));
 }
 
@@ -270,14 +282,20 @@ static uint32_t main_victim(struct hunt *hunt)
     return untouched_tail(hunt, LEC_LIST_PROTECTED);
 }
 
-/* Summed frequency of the main entries that `units` would displace, first victim `id`; stops at `enough`. */
-static uint32_t displaced_frequency(const struct hunt *hunt, uint32_t id, uint32_t units, uint32_t enough)
+/* Accesses beyond the first, which everybody had: the evidence that an entry is worth its place. */
+static uint32_t evidence(uint32_t frequency)
+{
+    return frequency ? frequency - 1u : 0u;
+}
+
+/* Summed evidence for the main entries that `units` would displace, first victim `id`; stops above `enough`. */
+static uint32_t displaced_evidence(const struct hunt *hunt, uint32_t id, uint32_t units, uint32_t enough)
 {
     const struct lec_policy_view *view = hunt->view;
     uint32_t sum = 0, freed = 0;
-    for (uint32_t i = 0; i < CONTEST_VICTIMS && id < view->max_entries && freed < units && sum < enough; i++) {
+    for (uint32_t i = 0; i < CONTEST_VICTIMS && id < view->max_entries && freed < units && sum <= enough; i++) {
         const struct lec_node *node = &view->nodes[id];
-        sum += lec_policy_frequency(view, node->tag) + touches_peek(view, node);
+        sum += evidence(lec_policy_frequency(view, node->tag) + touches_peek(view, node));
         freed += lec_node_units(node);
         id = node->prev;
     }
@@ -290,19 +308,27 @@ static uint32_t live_entries(const struct lec_policy_view *view)
     return lists[LEC_LIST_WINDOW].entries + lists[LEC_LIST_PROBATION].entries + lists[LEC_LIST_PROTECTED].entries;
 }
 
-/* May the window's candidate stay at the price of what it displaces? When entries are scarce, not units, that is the
- * one victim, whatever its size. Ties go to the incumbent. (Size-aware: Einziger et al., ACM ToS 2022, "aggregated
- * victims".) Now and then a warm loser is let in: who floods the sketch to blow up a victim's count must not win
- * for ever. */
-static bool is_admitted(const struct hunt *hunt, uint32_t candidate, uint32_t victim)
+/* Is the window's candidate worth more than what it displaces? When entries are scarce, not units, that is the one
+ * victim, whatever its size, and a tie goes to the incumbent. Otherwise it is the set of victims that its units displace
+ * ("aggregated victims": Einziger et al., ACM ToS 2022), by evidence: many small entries that nobody asked for again
+ * must not outweigh every larger newcomer for ever, only because each was once stored. */
+static bool is_worth_more(const struct hunt *hunt, uint32_t candidate, uint32_t victim, uint32_t frequency)
 {
     const struct lec_policy_view *view = hunt->view;
-    const struct lec_node *node = &view->nodes[candidate];
-    uint32_t units = live_entries(view) >= view->max_entries ? 1u : lec_node_units(node);
-    uint32_t frequency = lec_policy_frequency(view, node->tag);
-    if (frequency > displaced_frequency(hunt, victim, units, frequency))
+    const struct lec_node *loser = &view->nodes[victim];
+    if (live_entries(view) >= view->max_entries)
+        return frequency > lec_policy_frequency(view, loser->tag) + touches_peek(view, loser);
+    uint32_t displaced = displaced_evidence(hunt, victim, lec_node_units(&view->nodes[candidate]), evidence(frequency));
+    return displaced == 0 || evidence(frequency) > displaced;
+}
+
+/* Now and then a warm loser is let in: who floods the sketch to blow up a victim's count must not win for ever. */
+static bool is_admitted(const struct hunt *hunt, uint32_t candidate, uint32_t victim)
+{
+    uint32_t frequency = lec_policy_frequency(hunt->view, hunt->view->nodes[candidate].tag);
+    if (is_worth_more(hunt, candidate, victim, frequency))
         return true;
-    return frequency >= WARM_FREQUENCY && next_random(view->state) % WARM_ADMISSION_ODDS == 0;
+    return frequency >= WARM_FREQUENCY && next_random(hunt->view->state) % WARM_ADMISSION_ODDS == 0;
 }
 
 /* The window is over its budget: its tail meets the main space's. */
@@ -444,25 +470,19 @@ enum lec_policy_status lec_policy_evict(const struct lec_policy_view *view, uint
     return status;
 }
 
-uint32_t lec_policy_window_share_ppm(const struct lec_policy_view *view)
-{
-    return (uint32_t)((uint64_t)window_share(view) * 1000000u / LEC_SHARE_ONE);
-}
-
 uint32_t lec_policy_sketch_lines(uint32_t max_entries)
 {
     return lec_sketch_lines(max_entries);
 }
 
-void lec_policy_reset(const struct lec_policy_view *view, uint64_t seed)
+void lec_policy_reset(const struct lec_policy_view *view)
 {
     struct lec_sketch sketch = sketch_of(view);
     memset(view->state, 0, sizeof *view->state);
     for (uint32_t which = 0; which < 4; which++)
         view->state->lists[which] = (struct lec_policy_list){LEC_NONE, LEC_NONE, 0, 0};
-    view->state->seed = seed;
-    view->state->random = seed | 1u;
-    lec_shadow_reset(&view->state->shadow, seed);
+    view->state->random = view->seed | 1u;
+    lec_shadow_reset(&view->state->shadow, view->seed);
     lec_sketch_reset(&sketch);
 }
 

@@ -7,7 +7,7 @@
  * hits when it examines an entry at the tail of a list (as CLOCK and S3-FIFO do): it takes the touches, adds them to
  * the sketch and moves the entry on.
  *
- * Guard: every function needs the shard's lock. Everything behind `view->state` and `view->sketch` and the links of
+ * Guard: every function needs the shard's lock unless it says otherwise. Everything behind `view->state` and `view->sketch` and the links of
  * the nodes is derived data: every index read from there is bounded before use, every loop has a fixed bound, and
  * damage is answered with LEC_POLICY_DAMAGED, after which the caller rebuilds.
  */
@@ -17,6 +17,7 @@
 #include <stdint.h>
 
 #include "node.h"
+#include "shadow.h"
 #include "sketch.h"
 
 enum lec_policy_status { LEC_POLICY_OK = 0, LEC_POLICY_EMPTY = 1, LEC_POLICY_DAMAGED = 2 };
@@ -29,7 +30,6 @@ struct lec_policy_list {
 /* One shard's policy state in shared memory. The caller lays it out, 64-byte aligned, and never looks inside. */
 struct lec_policy {
     struct lec_policy_list lists[4];/* by enum lec_list; [LEC_LIST_FREE] is unused */
-    uint64_t seed;                  /* keys the sketch */
     uint64_t random;                /* xorshift state, never 0 */
     struct lec_sketch_aging aging;
     struct lec_shadow shadow;       /* finds the window's share */
@@ -41,6 +41,7 @@ struct lec_policy_view {
     struct lec_node *nodes;         /* max_entries of them */
     struct lec_bucket *buckets;     /* bucket_count of them; only touch bytes are used */
     uint64_t *sketch;               /* lec_policy_sketch_lines(max_entries) lines of 64 bytes, 64-byte aligned */
+    uint64_t seed;                  /* keys the sketch */
     uint32_t max_entries;           /* 1 .. UINT32_MAX / 16 */
     uint32_t bucket_count;
     uint32_t total_units;           /* at least 1 */
@@ -52,7 +53,7 @@ typedef void lec_policy_report(void *context, const char *invariant, uint32_t id
 uint32_t lec_policy_sketch_lines(uint32_t max_entries);
 
 /* Empty lists, zeroed sketch. Does not touch the nodes. */
-void lec_policy_reset(const struct lec_policy_view *view, uint64_t seed);
+void lec_policy_reset(const struct lec_policy_view *view);
 
 /* Links a new entry into the window. Before: tag, slot and units are set, list == FREE. Clears the slot's touches. */
 enum lec_policy_status lec_policy_insert(const struct lec_policy_view *view, uint32_t id);
@@ -77,12 +78,20 @@ enum lec_policy_status lec_policy_evict(const struct lec_policy_view *view, uint
 void lec_policy_rebuild(const struct lec_policy_view *view, const uint64_t *live, uint64_t *scratch);
 uint32_t lec_policy_bitmap_words(uint32_t max_entries);
 
-/* How often the key was asked for lately, 0..15. */
+/* Asks for the cache line that counting this key will touch. No lock needed. */
+void lec_policy_warm(const struct lec_policy_view *view, uint32_t tag);
+
+/* Who is likely to leave next: the ends of window and probation, LEC_NONE where there is none. Not validated. */
+#define LEC_POLICY_TAILS 2u
+void lec_policy_tails(const struct lec_policy_view *view, uint32_t tails[LEC_POLICY_TAILS]);
+
+/* How often the key was asked for lately, 0..15. No lock needed. */
 uint32_t lec_policy_frequency(const struct lec_policy_view *view, uint32_t tag);
 
 /* Number of broken invariants; each is reported. `report` may be NULL. Linear in max_entries. */
 uint32_t lec_policy_check(const struct lec_policy_view *view, lec_policy_report *report, void *context);
 
-uint32_t lec_policy_window_share_ppm(const struct lec_policy_view *view);
+/* The admission window's share of the capacity, of LEC_SHARE_ONE. */
+uint32_t lec_policy_window_share(const struct lec_policy_view *view);
 
 #endif

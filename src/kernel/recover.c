@@ -162,6 +162,6 @@ void lec_shard_recover_locked(const struct lec_shard_view *view)
         derive(view, &salvage);
         return;
     }
-    lec_stat_add(view->handle, LEC_STAT_SHARDS_CLEARED, 1);
+    lec_stat_add_locked(view, LEC_STAT_SHARDS_CLEARED, 1);
     lec_shard_clear_locked(view);
 }

@@ -36,7 +36,9 @@ static void add_shard(struct lec_handle *handle, uint32_t index, struct lec_tota
 {
     struct lec_shard_view view;
     lec_shard_view(handle, index, 0, &view);
-    totals->window_ppm += lec_policy_window_share_ppm(&view.policy) / handle->geometry.shard_count;
+    for (uint32_t stat = 0; stat < LEC_STAT_COUNT; stat++) totals->stats[stat] += atomic_load_explicit(&view.shard->stats[stat], memory_order_relaxed);
+    uint64_t share = atomic_load_explicit(&view.shard->window_share, memory_order_relaxed);
+    totals->window_ppm += (uint32_t)(share * 1000000u / LEC_SHARE_ONE / handle->geometry.shard_count);
     /* A cleared shard that nobody has swept yet holds nothing. */
     if (atomic_load_explicit(&view.shard->epoch, memory_order_acquire) != lec_epoch(handle)) return;
     uint32_t free_units = __atomic_load_n(&view.shard->space.free_units, __ATOMIC_RELAXED);

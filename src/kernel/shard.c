@@ -35,6 +35,7 @@ void lec_shard_view(struct lec_handle *handle, uint32_t index, uint64_t now_ns, 
         .nodes = view->nodes,
         .buckets = view->buckets,
         .sketch = (uint64_t *)(void *)(base + geometry->sketch),
+        .seed = handle->seed[0] ^ index,
         .max_entries = node_count,
         .bucket_count = geometry->bucket_count,
         .total_units = geometry->units,
@@ -93,7 +94,7 @@ static int mutex_try(pthread_mutex_t *mutex)
 static void adopt_from_dead_owner(const struct lec_shard_view *view)
 {
     lec_shard_recover_locked(view);
-    lec_stat_add(view->handle, LEC_STAT_RECOVERIES, 1);
+    lec_stat_add_locked(view, LEC_STAT_RECOVERIES, 1);
     pthread_mutex_consistent(view->mutex);
 }
 
@@ -144,7 +145,7 @@ void lec_shard_clear_locked(const struct lec_shard_view *view)
     shard->reserved_chains = lec_reservations_mark_locked(view);
     lec_space_rebuild(&view->space);
     nodes_reset(view);
-    lec_policy_reset(&view->policy, view->handle->seed[0] ^ view->index);
+    lec_policy_reset(&view->policy);
     lec_expiry_reset_locked(view);
     /* Last: killed before, the next owner clears again. */
     atomic_store_explicit(&shard->epoch, epoch, memory_order_release);

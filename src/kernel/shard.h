@@ -50,7 +50,14 @@ uint64_t lec_token(const struct lec_shard_view *view, uint64_t hash, uint32_t ep
 static inline uint32_t lec_epoch(const struct lec_handle *handle) { return (uint32_t)atomic_load_explicit(&handle->header->state, memory_order_acquire); }
 static inline bool lec_is_retired(const struct lec_handle *handle) { return atomic_load_explicit(&handle->header->state, memory_order_acquire) >> 32 != 0; }
 
-/* stats: the process's own record; atomic, because threads without the GIL come here too */
+/* What happens under the lock is counted in the shard: no locked instruction, and no process to attribute it to. */
+static inline void lec_stat_add_locked(const struct lec_shard_view *view, enum lec_stat stat, uint64_t count)
+{
+    _Atomic uint64_t *sum = &view->shard->stats[stat];
+    atomic_store_explicit(sum, atomic_load_explicit(sum, memory_order_relaxed) + count, memory_order_relaxed);
+}
+
+/* The rest in the process's own record; atomic, because threads without the GIL come here too. */
 static inline void lec_stat_add(struct lec_handle *handle, enum lec_stat stat, uint64_t count)
 {
     atomic_fetch_add_explicit(&handle->process->stats[stat], count, memory_order_relaxed);

@@ -184,7 +184,9 @@ static enum lec_status insert_locked(struct write *write)
     view->nodes[node].units_list = write->units;    /* list == FREE until the policy links it */
     lec_index_publish_locked(view, slot, lec_slot_word(lec_hash_tag(write->hash), write->unit));
     counters_add(view, 1, (uint64_t)write->store->key_bytes + write->store->value_bytes, 0);
-    return lec_policy_insert(&view->policy, node) == LEC_POLICY_OK ? LEC_OK : LEC_DAMAGED;
+    if (lec_policy_insert(&view->policy, node) != LEC_POLICY_OK) return LEC_DAMAGED;
+    atomic_store_explicit(&view->shard->window_share, lec_policy_window_share(&view->policy), memory_order_relaxed);
+    return LEC_OK;
 }
 
 static enum lec_status publish_locked(struct write *write)
@@ -192,14 +194,14 @@ static enum lec_status publish_locked(struct write *write)
     enum lec_status status = write->slot != LEC_NONE ? replace_locked(write) : insert_locked(write);
     if (status != LEC_OK) return status;
     token_void(&write->view, write->hash);
-    lec_stat_add(write->view.handle, LEC_STAT_SETS, 1);
+    lec_stat_add_locked(&write->view, LEC_STAT_SETS, 1);
     return LEC_OK;
 }
 
 /* It cannot be stored; what was there before is not the truth any more either. */
 static enum lec_status refuse_locked(struct write *write)
 {
-    lec_stat_add(write->view.handle, LEC_STAT_REFUSALS, 1);
+    lec_stat_add_locked(&write->view, LEC_STAT_REFUSALS, 1);
     enum lec_status status = write->slot == LEC_NONE ? LEC_OK : lec_drop_locked(&write->view, write->node, LEC_LEAVES_DELETED);
     token_void(&write->view, write->hash);
     return status == LEC_OK ? LEC_REFUSED : status;
@@ -269,10 +271,21 @@ static enum lec_status store_reserved(struct write *write, struct lec_reservatio
     return leave(&write->view, store_filled_locked(write, reservation));
 }
 
+/* The lines that depend on nothing but the key; they are on their way while the lock is taken. */
+static void warm(const struct write *write)
+{
+    const struct lec_shard_view *view = &write->view;
+    __builtin_prefetch(&view->buckets[lec_homes_of(write->hash, view->bucket_count).home], 1);
+    __builtin_prefetch(generation_of(view, write->hash), 1);
+    lec_policy_warm(&view->policy, lec_hash_tag(write->hash));
+}
+
 static enum lec_status store_once(struct write *write, uint64_t timeout_ns)
 {
+    warm(write);
     enum lec_status status = lec_shard_lock(&write->view, timeout_ns);
     if (status != LEC_OK) return status;
+    lec_room_warm_locked(&write->view);
     housekeep_locked(&write->view);
     if (write->store->value_bytes <= LEC_INLINE_BYTES) return leave(&write->view, store_inline_locked(write));
     status = prepare_locked(write);
@@ -322,7 +335,7 @@ static enum lec_status delete_locked(struct write *write, void *context)
     if (write->slot != LEC_NONE && *expected_version != 0 && lec_load64(&present(write)->version) != *expected_version) return LEC_MISMATCH;
     enum lec_status status = write->slot == LEC_NONE ? LEC_ABSENT : lec_drop_locked(&write->view, write->node, LEC_LEAVES_DELETED);
     token_void(&write->view, write->hash);  /* of an absent key too: a fill that began before must not bring it back */
-    if (status == LEC_OK) lec_stat_add(write->view.handle, LEC_STAT_DELETES, 1);
+    if (status == LEC_OK) lec_stat_add_locked(&write->view, LEC_STAT_DELETES, 1);
     return status;
 }
 

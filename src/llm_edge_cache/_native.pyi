@@ -1,12 +1,15 @@
 from collections.abc import Iterable
-from typing import TypeVar, overload
+from typing import Protocol, TypeVar, overload
 
-from typing_extensions import Buffer, SupportsKeysAndGetItem
+from typing_extensions import Buffer
 
 from llm_edge_cache.slabconfig import Default
 
 _T = TypeVar("_T")
 _Config = tuple[int, int, int, int, int]
+
+class _Items(Protocol):
+    def items(self) -> Iterable[tuple[Buffer, Buffer]]: ...
 
 LAYOUT_VERSION: int
 MUTEX_BYTES: int
@@ -14,9 +17,7 @@ MAX_KEY_BYTES: int
 
 def configure(default_marker: object, closed_error: type[Exception], busy_error: type[Exception], /) -> None: ...
 def attach(shared_memory: object, boot_id: bytes, /) -> Mapping: ...
-def create(
-    buffer: Buffer, config: _Config, boot_id: bytes, now_ns: int, wall_ns: int, random: bytes, /
-) -> None: ...
+def create(buffer: Buffer, config: _Config, boot_id: bytes, now_ns: int, wall_ns: int, random: bytes, /) -> None: ...
 def probe(buffer: Buffer, boot_id: bytes, /) -> tuple[str, int]: ...
 def condemn(buffer: Buffer, /) -> None: ...
 def minimum_bytes(config: _Config, /) -> int: ...
@@ -71,7 +72,7 @@ class SlabBase:
     ) -> bool: ...
     def set_many(
         self,
-        mapping: SupportsKeysAndGetItem[Buffer, Buffer],
+        mapping: _Items,
         *,
         ttl: float | Default | None = ...,
         tti: float | Default | None = ...,

@@ -55,6 +55,12 @@ class SlabMemory(SharedMemory):
             raise
         self._buf = memoryview(self._mmap)
 
+    @property
+    def view(self) -> memoryview:
+        """The segment's bytes."""
+        assert self._buf is not None, "closed"
+        return self._buf
+
     @classmethod
     def create(cls, place: Place, size: int) -> SlabMemory:
         """Make the file, reserve its pages and map it. The name's lock is held.
@@ -125,7 +131,7 @@ class SlabMemory(SharedMemory):
             os.unlink(self._place.segment)
 
     def __del__(self) -> None:
-        """Close, unless a mapping still looks into it: in a garbage cycle this may come first, and the mapping closes."""
+        """Close, unless a mapping still looks into it (in a garbage cycle): then the mapping closes."""
         with contextlib.suppress(BufferError, OSError):
             self.close()
 
@@ -157,10 +163,14 @@ def require_available(name: str, needed: int, released: int = 0) -> None:
 
 
 def _refuse(name: str, needed: int, available: int | None, cause: Any) -> NoReturn:
-    there_is = "a limit of this process or container is in the way" if available is None or available >= needed else f"{available} are available"
+    if available is None or available >= needed:
+        there_is = "a limit of this process or container is in the way"
+    else:
+        there_is = f"{available} are available"
     raise SlabMemoryError(
         f"slab {name!r} needs {needed} bytes of shared memory in {DIRECTORY}, and {there_is}. "
-        f"Give it more (docker run --shm-size={_mebibytes(needed)}m, Kubernetes: an emptyDir of medium Memory at {DIRECTORY}), "
+        f"Give it more (docker run --shm-size={_mebibytes(needed)}m; in Kubernetes an emptyDir of medium Memory at "
+        f"{DIRECTORY}), "
         "choose a smaller memory_bytes, or pass shrink=True to take what there is"
     ) from cause
 

@@ -121,7 +121,9 @@ def _require_trusted(file: int, path: str, owner: Owner) -> None:
 
 
 def _refusal(path: str, owner: Owner, fault: str) -> str:
-    return f"{path} is not trusted: {fault}; it must be a file of uid {owner.uid} alone. Remove it, or choose another name"
+    return (
+        f"{path} is not trusted: {fault}; it must be a file of uid {owner.uid} alone. Remove it, or choose another name"
+    )
 
 
 def _acquire(place: Place) -> int:
@@ -149,15 +151,20 @@ def _open_lock(place: Place) -> int:
 
 
 def _lock(file: int, place: Place, deadline: float) -> None:
-    while True:
-        try:
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                raise SlabBusyError(
-                    f"another process has held {place.lock} for {_WAIT_SECONDS:.0f} s: it is stopped while it opens the slab"
-                ) from None
-            time.sleep(_POLL_SECONDS)
+    while not _try_lock(file):
+        if time.monotonic() >= deadline:
+            raise SlabBusyError(
+                f"another process has held {place.lock} for {_WAIT_SECONDS:.0f} s: it is stopped while opening the slab"
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+def _try_lock(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _is_at(file: int, path: str) -> bool:

@@ -20,7 +20,7 @@ from llm_edge_cache.native import native
 
 __all__ = ["DIRECTORY", "Owner", "Place", "current_owner", "place_of", "set_owner"]
 
-DIRECTORY: Final = "/dev/shm"
+DIRECTORY: Final = "/dev/shm"  # noqa: S108 - every file in there is checked for its owner
 PREFIX: Final = "llm-edge-cache."
 LOCK_SUFFIX: Final = ".lock"
 _LONGEST_NAME_BYTES: Final = 1024
@@ -68,7 +68,9 @@ def set_owner(uid: int, gid: int) -> None:
     """
     global _owner  # noqa: PLW0603 - one per process by nature, like the uid that it stands in for
     if os.geteuid() not in (0, uid):
-        raise SlabPermissionError(f"only root can open slabs for another user: this is uid {os.geteuid()}, asked for {uid}")
+        raise SlabPermissionError(
+            f"only root can open slabs for another user: this is uid {os.geteuid()}, asked for {uid}"
+        )
     _owner = Owner(uid, gid)
 
 
@@ -93,7 +95,9 @@ def place_of(name: str, owner: Owner) -> Place:
     except UnicodeEncodeError:
         raise ValueError(f"a slab's name must be text without lone surrogates, not {name!r}") from None
     if not 1 <= len(encoded) <= _LONGEST_NAME_BYTES or b"\0" in encoded:
-        raise ValueError(f"a slab's name must be 1 to {_LONGEST_NAME_BYTES} bytes of UTF-8 without NUL, not {name!r:.80}")
+        raise ValueError(
+            f"a slab's name must be 1 to {_LONGEST_NAME_BYTES} bytes of UTF-8 without NUL, not {name!r:.80}"
+        )
     digest = hashlib.blake2b(_identity(encoded, owner.uid), digest_size=12).hexdigest()
     readable = re.sub(r"[^A-Za-z0-9_-]", "_", name[:_RECOGNISABLE])
     return Place(name, owner, f"{DIRECTORY}/{PREFIX}{readable}.{digest}")

@@ -35,7 +35,17 @@ from llm_edge_cache.slabconfig import MiB, SlabConfig
 if TYPE_CHECKING:
     from llm_edge_cache._native import Mapping
 
-__all__ = ["Segment", "attach", "hand_over", "is_live", "live_names", "open_or_create", "process_lock", "successor", "unlink"]
+__all__ = [
+    "Segment",
+    "attach",
+    "hand_over",
+    "is_live",
+    "live_names",
+    "open_or_create",
+    "process_lock",
+    "successor",
+    "unlink",
+]
 
 _log = logging.getLogger("llm_edge_cache")
 
@@ -167,7 +177,9 @@ def hand_over(segment: Segment, owner: Owner) -> Segment:
             segment.memory.hand_to(owner.uid, owner.gid)
             os.rename(segment.place.segment, place.segment)
         except PermissionError as error:
-            raise SlabPermissionError(f"slab {place.name!r} cannot be given to uid {owner.uid}: {error.strerror}") from error
+            raise SlabPermissionError(
+                f"slab {place.name!r} cannot be given to uid {owner.uid}: {error.strerror}"
+            ) from error
         return _moved(segment, place)
 
 
@@ -190,7 +202,7 @@ def is_live(place: Place) -> bool:
         return False
     if memory is None:
         return False
-    state, _ = native.probe(memory.buf, _boot_id())
+    state, _ = native.probe(memory.view, _boot_id())
     memory.close()
     return state == "live"
 
@@ -214,7 +226,7 @@ def _read_name(lock: str, owner: Owner) -> str | None:
 
 
 def _live_or_outdated(place: Place, config: SlabConfig | None, *, replace: bool, shrink: bool) -> Segment | None:
-    """What is live, if it is what is asked for; None after it was retired because it is not, or when nothing is live."""
+    """What is live, if it is what is asked for; None when nothing is, or after it was retired because it is not."""
     in_use_here = _registry.segments.get(place.segment) is not None
     live = _live_of_this_layout(place) if replace else _live(place)
     if live is None:
@@ -234,7 +246,9 @@ def _live_or_outdated(place: Place, config: SlabConfig | None, *, replace: bool,
 
 
 def _conflict(live: Segment, config: SlabConfig | None, differences: list[str], attached: int) -> str:
-    fields = ", ".join(f"{field} is {getattr(live.config, field)!r}, asked for {getattr(config, field)!r}" for field in differences)
+    fields = ", ".join(
+        f"{field} is {getattr(live.config, field)!r}, asked for {getattr(config, field)!r}" for field in differences
+    )
     return (
         f"slab {live.place.name!r} is live with another configuration, and in use by {attached} process(es): {fields}. "
         "Pass config=None to take it as it is, the same configuration to share it, or replace=True to start a new one"
@@ -262,7 +276,7 @@ def _live(place: Place) -> Segment | None:
 
 
 def _attach(place: Place, memory: SlabMemory) -> Segment | None:
-    state, version = native.probe(memory.buf, _boot_id())
+    state, version = native.probe(memory.view, _boot_id())
     if state == "foreign" and version not in (0, native.LAYOUT_VERSION):
         memory.close()
         raise SlabVersionError(
@@ -282,7 +296,7 @@ def _create(place: Place, config: SlabConfig, *, shrink: bool) -> Segment:
     memory, config = _make_memory(place, config, shrink=shrink)
     try:
         native.create(
-            memory.buf,
+            memory.view,
             config.to_native(),
             _boot_id(),
             time.clock_gettime_ns(time.CLOCK_MONOTONIC),
@@ -326,7 +340,7 @@ def _discard(place: Place) -> None:
         memory = None
     if memory is not None:
         _log.warning("slab %r: %s was no live segment and is removed", place.name, place.segment)
-        native.condemn(memory.buf)
+        native.condemn(memory.view)
         memory.close()
     with contextlib.suppress(FileNotFoundError):
         os.unlink(place.segment)

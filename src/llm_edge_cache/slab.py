@@ -15,8 +15,6 @@ from llm_edge_cache.slabconfig import DEFAULT, EntryInfo, SlabConfig, SlabStats
 if TYPE_CHECKING:
     from typing_extensions import Buffer, Self
 
-    from llm_edge_cache._native import Mapping
-
 __all__ = ["SharedSlab", "list_slabs"]
 
 _log = logging.getLogger("llm_edge_cache")
@@ -28,12 +26,13 @@ native.configure(DEFAULT, SlabClosedError, SlabBusyError)
 class SharedSlab(native.SlabBase):
     """A key-value store in shared memory, one per name, user and host.
 
-    May be used from many threads, survives `fork`, and is picklable: it attaches by name in the receiver. Never holds a
-    lock between two calls. Closing, and the end of the process, leave the slab as it is: it is the warm cache of the host
-    until `unlink` or reboot. When it is replaced or unlinked, every process attaches again by name at its next operation;
-    while there is no successor, reads miss and writes are refused.
+    May be used from many threads, survives `fork`, and is picklable: it attaches by name in the receiver. Never holds
+    a lock between two calls. Closing, and the end of the process, leave the slab as it is: it is the warm cache of the
+    host until `unlink` or reboot. When it is replaced or unlinked, every process attaches again by name at its next
+    operation; while there is no successor, reads miss and writes are refused.
 
-    Operations raise SlabClosedError after close(). The keys are 1 to 1,024 bytes; keys and values bytes-like in, bytes out.
+    Keys are 1 to 1,024 bytes; keys and values are bytes-like in, bytes out. Operations raise SlabClosedError after
+    close().
     """
 
     __slots__ = ("__weakref__", "_config", "_place", "_segment")
@@ -131,13 +130,13 @@ class SharedSlab(native.SlabBase):
         self._adopt(segment.hand_over(held, naming.Owner(uid, gid)))
 
     def close(self) -> None:
-        """Let go of the slab, which stays. Operations under way in other threads end first; closing again does nothing."""
+        """Let go of the slab, which stays. Calls under way in other threads end first; closing again does nothing."""
         with segment.process_lock():
             self._segment = None
             self._bind(None)
 
     def unlink(self) -> None:
-        """Retire what is live under the name and free its memory; every process misses from now on. Also once closed."""
+        """Retire what is live under the name and free its memory: every process misses now. Also once closed."""
         segment.unlink(self._place)
 
     def __enter__(self) -> Self:
@@ -155,7 +154,7 @@ class SharedSlab(native.SlabBase):
         return f"<{type(self).__name__} {self.name!r}{', closed' if self.closed else ''}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as the name; the receiver attaches, and raises SlabNotFoundError where there is nothing to attach to."""
+        """Pickle as the name; the receiver attaches, and raises SlabNotFoundError where nothing is live."""
         return (_attach_as, (type(self), *self._place[:2]))
 
     # ---- the segment behind it ----
@@ -208,7 +207,9 @@ class SharedSlab(native.SlabBase):
 
 
 _SCAN_END = (1 << 64) - 1
-_COUNTED = tuple(field for field in SlabStats.__struct_fields__ if field not in ("max_entries", "memory_bytes", "created_at"))
+_COUNTED = tuple(
+    field for field in SlabStats.__struct_fields__ if field not in ("max_entries", "memory_bytes", "created_at")
+)
 
 
 def _attach_as(cls: type[SharedSlab], name: str, owner: tuple[int, int]) -> SharedSlab:

@@ -61,6 +61,16 @@ void work_scenario(struct play *play)
     REQUIRE(status == LEC_OK, "the call says %d", (int)status);
 }
 
+uint64_t points_in(struct play *play, bool with_loads)
+{
+    struct lec_handle handle = play->world.handle;      /* the call may detach it */
+    world_restore(&play->world);
+    points_arm(POINTS_COUNT, 0, with_loads);
+    work_scenario(play);
+    play->world.handle = handle;
+    return points_stores() + (with_loads ? points_loads() : 0);
+}
+
 void work_recover(struct play *play)
 {
     enum lec_status status = delete_id(&play->world, ABSENT_ID);

@@ -23,6 +23,7 @@ void play_close(struct play *play);
 /* Runs work() in a forked child that dies at point `at`. Returns false when the child came to the end instead. */
 typedef void (*child_work)(struct play *play);
 bool child_dies(struct play *play, child_work work, uint64_t at, bool with_loads);
+uint64_t points_in(struct play *play, bool with_loads);     /* of the scenario's call */
 void work_scenario(struct play *play);  /* the scenario's call */
 void work_recover(struct play *play);   /* what makes a process recover: a write, and a reap */
 

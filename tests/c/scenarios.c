@@ -1,6 +1,7 @@
 /* See scenarios.h. */
 #include "scenarios.h"
 
+#include <signal.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -215,21 +216,29 @@ static void after_clear(struct world *world, struct stage *stage)
     stage->leave_unchecked = true;
 }
 
-/* A process died filling a large value: its record is to be adopted, its reservation to be reaped. */
-static void with_dead_process(struct world *world, struct stage *stage)
+/* A process that counted some reads and then died at point `at` of filling a large value; 0: right after counting. */
+static void dead_process(struct world *world, uint64_t at)
 {
-    ten_keys(world, stage);
-    stage->target = ABSENT_ID;
     pid_t child = fork();
+    int how;
     if (child == 0) {
         world_enter_child(world);
         lec_count_read(&world->handle, 5, 3);
-        points_arm(POINTS_KILL, 900, false);            /* of some 1,500 words of the value */
+        if (at == 0) kill(getpid(), SIGKILL);
+        points_arm(POINTS_KILL, at, false);
         (void)set_id(world, 11, NEW_SEQUENCE, 12000);
         _exit(0);
     }
-    int how;
     REQUIRE(waitpid(child, &how, 0) == child && WIFSIGNALED(how), "the child filled its value: status %d", how);
+}
+
+/* One dead process's record is to be adopted, the other's reservation to be reaped first. */
+static void with_dead_processes(struct world *world, struct stage *stage)
+{
+    ten_keys(world, stage);
+    stage->target = ABSENT_ID;
+    dead_process(world, 900);                           /* of some 1,500 words of the value */
+    dead_process(world, 0);
     stage->leave_unchecked = true;
 }
 
@@ -369,8 +378,8 @@ const struct scenario scenarios[] = {
     {"overwrite an expired key", ROOMY, SPARE, overwrite_expired, act_set, IS_NEW | IS_MISSING, IS_NEW},
     {"clear", ROOMY, SPARE, ten_keys, act_clear, IS_MISSING | ALL_OR_NONE, IS_MISSING | ALL_OR_NONE},
     {"first set after a clear", ROOMY, SPARE, after_clear, act_set, IS_NEW | IS_MISSING, IS_NEW},
-    {"attach", LARGE, SPARE, with_dead_process, act_attach, IS_MISSING, IS_MISSING},
-    {"reap", LARGE, SPARE, with_dead_process, act_reap, IS_MISSING, IS_MISSING},
+    {"attach", LARGE, SPARE, with_dead_processes, act_attach, IS_MISSING, IS_MISSING},
+    {"reap", LARGE, SPARE, with_dead_processes, act_reap, IS_MISSING, IS_MISSING},
     {"detach", ROOMY, SPARE, for_reading, act_detach, IS_MISSING, IS_MISSING},
     {"retire", ROOMY, SPARE, for_reading, act_retire, IS_MISSING | MAY_RETIRE, IS_MISSING | MAY_RETIRE},
     {"read", IDLE, SPARE, for_reading, act_read, IS_MISSING, IS_MISSING},

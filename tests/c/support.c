@@ -136,6 +136,16 @@ void world_totals(struct world *world, struct lec_totals *totals)
     lec_totals(&world->handle, totals);
 }
 
+uint64_t world_rebuilds(const struct world *world)
+{
+    uint64_t rebuilds = 0;
+    for (uint32_t shard = 0; shard < world->handle.geometry.shard_count; shard++) {
+        const uint8_t *at = world->base + world->handle.geometry.shards + world->handle.geometry.shard_stride * shard;
+        rebuilds += ((const struct lec_shard *)(const void *)at)->generation;
+    }
+    return rebuilds;
+}
+
 /* ---- keys and values ---- */
 
 uint32_t key_make(const struct world *world, uint8_t *key, uint32_t id)

@@ -51,6 +51,8 @@ void world_enter_child(struct world *world);
 /* Runs the kernel's own checker; every complaint goes to stderr. Returns how many there were. */
 uint64_t world_check(struct world *world);
 void world_totals(struct world *world, struct lec_totals *totals);
+/* How often shards were rebuilt: after a death, or because an operation met damage. */
+uint64_t world_rebuilds(const struct world *world);
 
 /* ---- keys and values ---- */
 /* Keys share all but their last four bytes: a compare that stops early takes one for another. Returns the length. */

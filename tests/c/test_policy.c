@@ -75,7 +75,7 @@ static void empty(struct harness *harness)
     }
     harness->free_head = 0;
     harness->live = harness->used_units = 0;
-    lec_policy_reset(&harness->view, 42);
+    lec_policy_reset(&harness->view);
 }
 
 static struct harness *create(uint32_t total_units)
@@ -83,6 +83,7 @@ static struct harness *create(uint32_t total_units)
     struct harness *harness = lines(sizeof *harness);
     struct lec_policy_view *view = &harness->view;
     view->max_entries = MAX_ENTRIES;
+    view->seed = 42;
     view->bucket_count = MAX_ENTRIES / LEC_SLOTS_PER_BUCKET;
     view->total_units = total_units;
     view->state = lines(sizeof *view->state);
@@ -329,7 +330,7 @@ static void the_window_shrinks_for_a_loop(void)
 {
     struct harness *harness = create(MAX_ENTRIES);
     replay(harness, next_of_loop, 60000);
-    expect(lec_policy_window_share_ppm(&harness->view) < 100000, "a loop leaves the window less than 10 %");
+    expect(lec_policy_window_share(&harness->view) < LEC_SHARE_ONE / 10, "a loop leaves the window less than 10 %");
     expect(replay(harness, next_of_loop, 20000) > 13000, "a loop a quarter too long hits for the most part");
     destroy(harness);
 }
@@ -338,7 +339,7 @@ static void the_window_grows_for_recency(void)
 {
     struct harness *harness = create(MAX_ENTRIES);
     replay(harness, next_recent, 60000);
-    expect(lec_policy_window_share_ppm(&harness->view) > 400000, "a drifting working set gets a window of over 40 %");
+    expect(lec_policy_window_share(&harness->view) > LEC_SHARE_ONE / 10 * 4, "a drifting working set gets a window of over 40 %");
     destroy(harness);
 }
 
@@ -393,7 +394,7 @@ static void call_everything(struct harness *harness)
     lec_policy_update(&harness->view, draw(MAX_ENTRIES + 8u), draw(UINT32_MAX));
     lec_policy_remove(&harness->view, draw(MAX_ENTRIES + 8u));
     lec_policy_frequency(&harness->view, draw(UINT32_MAX));
-    expect(lec_policy_window_share_ppm(&harness->view) <= 1000000, "the window's share is a share");
+    expect(lec_policy_window_share(&harness->view) <= LEC_SHARE_ONE, "the window's share is a share");
 }
 
 static void damage(struct harness *harness)

@@ -1,23 +1,13 @@
 /* Kills the process that recovers, too: one child dies in a mutation, the next at every store of the recovery, the
  * next at a random one, and the parent must find everything as if only the first had died.
  *
- *   RECOVERY_STRIDE=n      every n-th point of the recovery (default 5, and 1 for the scenario "overwrite, larger")
+ *   RECOVERY_STRIDE=n      every n-th point of the recovery (default 15, and 1 for the scenario "overwrite, larger")
  *   RECOVERY_FIRST=n       n different points at which the first child dies, spread evenly (default 3)
  *   RECOVERY_SEED=n        of the third child's points
  */
 #include <string.h>
 
 #include "crashing.h"
-
-static uint64_t points_in(struct play *play)
-{
-    struct lec_handle handle = play->world.handle;      /* the call may detach it */
-    world_restore(&play->world);
-    points_arm(POINTS_COUNT, 0, false);
-    work_scenario(play);
-    play->world.handle = handle;
-    return points_stores();
-}
 
 /* The state that the first death leaves. Restoring it brings the abandoned lock back with it. */
 static bool first_death(struct play *play, uint64_t at)
@@ -49,7 +39,7 @@ static uint64_t recover_from(const struct scenario *scenario, uint64_t first_poi
     struct play play;
     play_open(&play, scenario);
     uint8_t *start = play.world.image;
-    uint64_t points = points_in(&play);
+    uint64_t points = points_in(&play, false);
     for (uint64_t number = 1; number <= first_points; number++) {
         uint64_t first = points * number / (first_points + 1) + 1;
         play.world.image = start;
@@ -70,7 +60,7 @@ static uint64_t recover_from(const struct scenario *scenario, uint64_t first_poi
 int main(void)
 {
     struct random random = {setting("RECOVERY_SEED", 20)};
-    uint64_t stride = setting("RECOVERY_STRIDE", 5), first_points = setting("RECOVERY_FIRST", 3), all = 0;
+    uint64_t stride = setting("RECOVERY_STRIDE", 15), first_points = setting("RECOVERY_FIRST", 3), all = 0;
     uint64_t begun = wall_clock_ns();
     const char *only = getenv("CRASH_ONLY");
     printf("test_recovery: seed %llu\n", (unsigned long long)random.state);

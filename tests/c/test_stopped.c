@@ -8,6 +8,9 @@
  * A's late stores must land in A's own units or nowhere. Where A was stopped holding the lock, nobody may get past it,
  * and nobody may wait for longer than he said.
  *
+ * And readers: R is stopped at every access of a get, B is killed at every store of a delete of that key, others recover
+ * and store until its memory has been handed out again; R goes on, and must return the value or nothing.
+ *
  *   STOPPED_STRIDE=n   every n-th point (default 3)
  */
 #include <signal.h>
@@ -88,6 +91,17 @@ static bool is_locked_out(struct world *world)
     return status == LEC_BUSY;
 }
 
+/* Nobody can sweep, for the lock is held; yet all is gone at once. */
+static void clear_all(struct world *world)
+{
+    struct lec_totals totals;
+    REQUIRE(lec_clear(&world->handle, world->now, SHORT_TIMEOUT) == LEC_OK, "clear");
+    for (uint32_t id = FILL_ID; id < FILL_ID + FILL_ROUNDS; id++)
+        REQUIRE(get_id(world, id, NULL, NULL) == LEC_ABSENT, "key %u outlived clear()", id);
+    world_totals(world, &totals);
+    REQUIRE(totals.entries == 0 && totals.payload_bytes == 0, "%llu entries after clear", (unsigned long long)totals.entries);
+}
+
 static void go_on(pid_t child)
 {
     int how;
@@ -103,8 +117,8 @@ static bool stop_at(struct world *world, uint64_t at, uint64_t b_at, uint64_t *l
     pid_t child = stopped_writer(world, at, &done);
     if (done) return false;
     if (is_locked_out(world)) {
-        ++*locked_out;
         read_all(world, buffer);            /* readers never wait */
+        if (++*locked_out % 2) clear_all(world);
         go_on(child);
     } else {
         killed_writer(world, b_at);
@@ -124,11 +138,97 @@ static bool stop_at(struct world *world, uint64_t at, uint64_t b_at, uint64_t *l
     return true;
 }
 
-int main(void)
+/* ---- stopped readers ---- */
+
+#define READ_ID 800u
+#define READ_BYTES 150u
+
+static pid_t stopped_reader(struct world *world, uint64_t at, bool *done)
+{
+    pid_t child = fork();
+    int how;
+    if (child == 0) {
+        struct buffer buffer = {0};
+        alarm(30);
+        world_enter_child(world);
+        points_arm(POINTS_STOP, at, true);
+        enum lec_status status = get_id(world, READ_ID, &buffer, NULL);
+        REQUIRE(status == LEC_ABSENT || status == LEC_OK, "R: %d", (int)status);
+        REQUIRE(status == LEC_ABSENT || (buffer.bytes == READ_BYTES && value_is(buffer.data, READ_BYTES, READ_ID, OLD_SEQUENCE)), "R: other bytes");
+        _exit(42);
+    }
+    REQUIRE(waitpid(child, &how, WUNTRACED) == child, "waitpid");
+    *done = WIFEXITED(how);
+    REQUIRE(*done ? WEXITSTATUS(how) == 42 : WIFSTOPPED(how), "R: wait status %#x", (unsigned)how);
+    return child;
+}
+
+static void killed_deleter(struct world *world, uint64_t at)
+{
+    pid_t child = fork();
+    int how;
+    if (child == 0) {
+        alarm(20);
+        world_enter_child(world);
+        points_arm(POINTS_KILL, at, false);
+        (void)delete_id(world, READ_ID);
+        _exit(42);
+    }
+    REQUIRE(waitpid(child, &how, 0) == child && (WIFEXITED(how) || WTERMSIG(how) == SIGKILL), "B: wait status %#x", (unsigned)how);
+}
+
+static uint64_t points_of_delete(struct world *world)
+{
+    world_restore(world);
+    points_arm(POINTS_COUNT, 0, false);
+    REQUIRE(delete_id(world, READ_ID) == LEC_OK, "delete");
+    return points_stores();
+}
+
+/* Sizes of all kinds, so that the freed units are written by header, key and value of others. */
+static void reuse_memory(struct world *world)
+{
+    for (uint32_t id = FILL_ID; id < FILL_ID + 40; id++) REQUIRE(set_id(world, id, NEW_SEQUENCE, 60 + id % 5 * 50) == LEC_OK, "set of %u", id);
+}
+
+static uint64_t stop_readers(struct world *world, uint64_t stride)
+{
+    uint64_t stops = 0, deaths = points_of_delete(world);
+    for (uint64_t at = 1;; at += stride)
+        for (uint64_t b_at = 1; b_at <= deaths; b_at++) {
+            bool done;
+            context_set("R stopped at access %llu, B killed at point %llu", (unsigned long long)at, (unsigned long long)b_at);
+            world_restore(world);
+            pid_t child = stopped_reader(world, at, &done);
+            if (done) return stops;
+            killed_deleter(world, b_at);
+            reuse_memory(world);
+            go_on(child);
+            stops++;
+        }
+}
+
+static void readers(uint64_t stride)
+{
+    static const struct lec_config small = {.max_entries = 64, .max_value_bytes = 512};
+    struct world world;
+    uint64_t begun = wall_clock_ns();
+    world_create(&world, &small, 0);
+    points_watch(world.base, world.bytes);
+    for (uint32_t id = 0; id < 60; id++) REQUIRE(set_id(&world, id, OLD_SEQUENCE, READ_BYTES) == LEC_OK, "key %u", id);
+    REQUIRE(set_id(&world, READ_ID, OLD_SEQUENCE, READ_BYTES) == LEC_OK, "set");
+    world_save(&world);
+    uint64_t stops = stop_readers(&world, stride);
+    REQUIRE(stops > 0, "no reader was stopped");
+    printf("test_stopped: %llu stopped readers, %.1f s\n", (unsigned long long)stops, (double)(wall_clock_ns() - begun) / 1e9);
+    world_destroy(&world);
+}
+
+static void writers(uint64_t stride)
 {
     struct world world;
     struct buffer buffer = {0};
-    uint64_t stride = setting("STOPPED_STRIDE", 3), stops = 0, locked_out = 0, begun = wall_clock_ns();
+    uint64_t stops = 0, locked_out = 0, begun = wall_clock_ns();
     world_create(&world, &config, 0);
     points_watch(world.base, world.bytes);
     fill_slab(&world);
@@ -139,9 +239,16 @@ int main(void)
         if (!stop_at(&world, at, b_at, &locked_out, &buffer)) break;
     }
     REQUIRE(locked_out > 0 && locked_out < stops, "%llu of %llu stops held the lock", (unsigned long long)locked_out, (unsigned long long)stops);
-    printf("test_stopped: %llu stops, %llu of them holding the lock, %.1f s\n", (unsigned long long)stops,
+    printf("test_stopped: %llu stopped writers, %llu of them holding the lock, %.1f s\n", (unsigned long long)stops,
            (unsigned long long)locked_out, (double)(wall_clock_ns() - begun) / 1e9);
     free(buffer.data);
     world_destroy(&world);
+}
+
+int main(void)
+{
+    uint64_t stride = setting("STOPPED_STRIDE", 3);
+    writers(stride);
+    readers(stride);
     return 0;
 }

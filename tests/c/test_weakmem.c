@@ -1,15 +1,15 @@
 /* Readers and writers on a simulated weakly ordered machine (weakmem.h): no reader may ever return bytes that are not
  * one whole value of its key, nor, after a value it has seen (or knows to be complete), an older one.
  *
- *   WEAKMEM_RUNS=n (default 20000)    WEAKMEM_SEED=n
+ *   WEAKMEM_RUNS=n (default 10000)    WEAKMEM_SEED=n
  */
 #include <string.h>
 
 #include "support.h"
 #include "weakmem.h"
 
-#define KEYS 12u
-#define OPERATIONS 3u
+#define KEYS 6u
+#define OPERATIONS 4u
 #define LARGE_BYTES 8500u
 
 static struct world world;
@@ -73,7 +73,7 @@ int main(void)
 {
     struct lec_config config = {.max_entries = 40, .max_value_bytes = LARGE_BYTES};
     struct lec_totals totals;
-    uint64_t runs = setting("WEAKMEM_RUNS", 20000), begun = wall_clock_ns();
+    uint64_t runs = setting("WEAKMEM_RUNS", 10000), begun = wall_clock_ns();
     seed = setting("WEAKMEM_SEED", 1);
     longest = 400;
     context_set("setting up");
