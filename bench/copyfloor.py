@@ -30,7 +30,8 @@ def _module() -> Any:
         include = sysconfig.get_paths()["include"]
         compiler = os.environ.get("CC", "cc")
         subprocess.run(
-            [compiler, "-std=c11", "-O3", "-fPIC", "-shared", f"-I{include}", str(SOURCE), "-o", str(library)], check=True
+            [compiler, "-std=c11", "-O3", "-fPIC", "-shared", f"-I{include}", str(SOURCE), "-o", str(library)],
+            check=True,
         )
         loader = importlib.machinery.ExtensionFileLoader("floor", str(library))
         specification = importlib.util.spec_from_file_location("floor", str(library), loader=loader)

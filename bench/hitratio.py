@@ -2,8 +2,8 @@
 
     python bench/hitratio.py [--trace NAME] [--size N] [--jobs N] [--json FILE]
 
-Each entry counts 1, the memory never limits, and a miss is followed by a set, as in the tables that come with the traces.
-Where the traces are absent, a small synthetic one is replayed and no bar applies.
+Each entry counts 1, the memory never limits, and a miss is followed by a set, as in the tables that come with the
+traces. Where the traces are absent, a small synthetic one is replayed and no bar applies.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_edge_cache import SharedSlab, SlabConfig
 from provenance import RESULTS, SHARED, Bar, Provenance, at_least, at_most, write_results
 from traces import SYNTHETIC, SYNTHETIC_ROWS, Row, read_keys, read_tables, synthetic_keys
+
+from llm_edge_cache import SharedSlab, SlabConfig
 
 MiB = 1024 * 1024
 BASELINE = "WTLFU climb"
@@ -81,7 +82,9 @@ def _print_tables(rows: list[Row], results: list[dict[str, Any]]) -> None:
         if row.trace != trace:
             trace = row.trace
             print(f"\n{trace}\n{'size':>8}{'slab':>8}" + "".join(f"{column:>13}" for column in row.percent))
-        figures = (f"{percent:.1f}{'*' if column == row.best_online else ' '}" for column, percent in row.percent.items())
+        figures = (
+            f"{percent:.1f}{'*' if column == row.best_online else ' '}" for column, percent in row.percent.items()
+        )
         print(f"{row.size:>8}{result['hit_percent']:>8.1f}" + "".join(f"{figure:>13}" for figure in figures))
 
 
@@ -97,7 +100,9 @@ def compare(rows: list[Row], results: list[dict[str, Any]]) -> list[Bar]:
     rated = [(ours - best, row) for row, ours in pairs if (best := row.best_online_percent) is not None]
     if rated:
         distance, row = min(rated, key=lambda pair: pair[0])
-        bars.append(at_least(f"worst distance to the best online ({row.trace} {row.size}, {row.best_online})", distance, -6.0))
+        bars.append(
+            at_least(f"worst distance to the best online ({row.trace} {row.size}, {row.best_online})", distance, -6.0)
+        )
     for row, ours in pairs:
         if row.trace == "mooncake_conversation" and row.size in (18_279, 36_558):
             bars.append(at_least(f"{row.trace} {row.size}: distance to LRU", ours - row.percent["LRU"], -3.0))
@@ -106,11 +111,15 @@ def compare(rows: list[Row], results: list[dict[str, Any]]) -> list[Bar]:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--traces", type=Path, default=SHARED / "traces", help="folder of *.trace.gz and README.md (%(default)s)")
+    parser.add_argument(
+        "--traces", type=Path, default=SHARED / "traces", help="folder of *.trace.gz and README.md (%(default)s)"
+    )
     parser.add_argument("--trace", help="only this one")
     parser.add_argument("--size", type=int, help="only this size (any one, with --trace)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--json", type=Path, default=None, help="result file (default: docs/results/hitratio.json for a full run)")
+    parser.add_argument(
+        "--json", type=Path, default=None, help="result file (default: docs/results/hitratio.json for a full run)"
+    )
     return parser.parse_args()
 
 

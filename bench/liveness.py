@@ -2,9 +2,9 @@
 
     python bench/liveness.py [--quick] [--trials N] [--json FILE]
 
-The victim is stopped at a random moment. Where that leaves everybody else waiting, it held a lock: it is killed, and the clock
-runs until a waiter's call returns. Recovery itself is timed in trials in which nobody waits: the first call that meets the
-dead owner's lock rebuilds a full shard, and its duration is the figure.
+The victim is stopped at a random moment. Where that leaves everybody else waiting, it held a lock: it is killed, and
+the clock runs until a waiter's call returns. Recovery itself is timed in trials in which nobody waits: the first call
+that meets the dead owner's lock rebuilds a full shard, and its duration is the figure.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llm_edge_cache import SharedSlab, SlabConfig
 from provenance import RESULTS, Bar, Provenance, at_most, write_results
 from workload import hex_key
+
+from llm_edge_cache import SharedSlab, SlabConfig
 
 MiB = 1024 * 1024
 VALUE = random.Random(0).randbytes(1024)
@@ -122,7 +123,7 @@ def hold_up(slab: SharedSlab, names: list[bytes], trials: int, generator: random
 
 
 def recovery(slab: SharedSlab, names: list[bytes], trials: int, generator: random.Random) -> dict[str, Any]:
-    """Milliseconds of the one call that rebuilt the dead owner's shard: by the clock, and of this process's own time."""
+    """Milliseconds of the one call that rebuilt the dead owner's shard, by the clock and in processor time."""
     by_clock: list[float] = []
     by_processor: list[float] = []
     kills = 0
@@ -185,11 +186,15 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", type=Path, default=RESULTS / "liveness.json", help="result file (default: %(default)s)")
+    parser.add_argument(
+        "--json", type=Path, default=RESULTS / "liveness.json", help="result file (default: %(default)s)"
+    )
     arguments = parser.parse_args()
     provenance = Provenance(arguments.seed)
     trials = 5 if arguments.quick else max(arguments.trials, 20)
-    results = {size: measure(size * MiB, trials, arguments.seed) for size in ((16,) if arguments.quick else (8, 64, 1024))}
+    results = {
+        size: measure(size * MiB, trials, arguments.seed) for size in ((16,) if arguments.quick else (8, 64, 1024))
+    }
     for size, one in results.items():
         print(f"{size} MiB: {one}")
     met = write_results(arguments.json, provenance, {"megabytes": results}, _bars(results))

@@ -2,7 +2,8 @@
 
     python bench/memory.py [--quick] [--json FILE]
 
-Payload means keys and values of the resident entries, out of `memory_bytes`, which is the whole segment, tables included.
+Payload means keys and values of the resident entries, out of `memory_bytes`, which is the whole segment, tables
+included.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from llm_edge_cache import SharedSlab, SlabConfig
-from llm_edge_cache.errors import SlabBusyError
 from provenance import RESULTS, Bar, Provenance, at_least, at_most, write_results
 from workload import hex_key
+
+from llm_edge_cache import SharedSlab, SlabConfig
+from llm_edge_cache.errors import SlabBusyError
 
 MiB = 1024 * 1024
 SMALLEST, LARGEST = 100, 100 * 1024
@@ -167,17 +169,22 @@ def crowd(seconds: float, seed: int) -> dict[str, int]:
 
 def _bars(results: dict[str, Any]) -> list[Bar]:
     bars = [
-        at_least(f"payload share, log-uniform sizes, {size} MiB", one["smallest"], 0.85) for size, one in results["mixed"].items()
+        at_least(f"payload share, log-uniform sizes, {size} MiB", one["smallest"], 0.85)
+        for size, one in results["mixed"].items()
     ]
     for name, one in results["shifts"].items():
         worst = min(one["steps"], key=lambda step: step["of_fresh"])
-        bars.append(at_least(f"after a shift to {worst['size']} B, of a fresh segment ({name})", worst["of_fresh"], 0.95))
+        bars.append(
+            at_least(f"after a shift to {worst['size']} B, of a fresh segment ({name})", worst["of_fresh"], 0.95)
+        )
     for name, one in results["overhead"].items():
         bars.append(at_most(f"bytes beyond payload and key of a 1 KiB entry ({name})", one["bytes"], 300))
     groups = (results["mixed"], results["shifts"], results["overhead"])
     refusals = sum(one["refusals"] for group in groups for one in group.values()) + results["crowd"]["refusals"]
     bars.append(at_most("sets refused while something could be evicted", refusals, 0))
-    bars.append(at_most(f"SlabBusyError with {WRITERS} writers, {results['crowd']['sets']} sets", results["crowd"]["busy"], 0))
+    bars.append(
+        at_most(f"SlabBusyError with {WRITERS} writers, {results['crowd']['sets']} sets", results["crowd"]["busy"], 0)
+    )
     return bars
 
 

@@ -1,7 +1,7 @@
 """Where a recorded figure comes from, and how it stands to its bar.
 
-Every program of this folder and of tests/stress writes its results with :func:`write_results`: the commit, the date, the
-machine, its load before and after, and the versions of what was measured travel with the numbers.
+Every program of this folder and of tests/stress writes its results with :func:`write_results`: the commit, the date,
+the machine, its load before and after, and the versions of what was measured travel with the numbers.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _versions(distributions: tuple[str, ...]) -> dict[str, str]:
     for name in (DISTRIBUTION, *distributions):
         try:
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
+        except importlib.metadata.PackageNotFoundError:  # noqa: PERF203 - a handful of rounds
             found[name] = "absent"
     return found
 

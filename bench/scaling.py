@@ -1,4 +1,6 @@
-"""Does a second process get in the way? Readers on two cores, against two copy floors on the same cores in the same round."""
+"""Does a second process get in the way? Readers on two cores, against two copy floors on the same cores in the same
+round.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,9 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from copyfloor import CopyFloor
-from llm_edge_cache import SharedSlab, SlabConfig
 from workload import Workload, hex_key, payload, pin
+
+from llm_edge_cache import SharedSlab, SlabConfig
 
 MiB = 1024 * 1024
 CONTROL = 1.8  # a machine on which even the floor does not scale says nothing about the slab
@@ -65,7 +68,9 @@ def _serve(pipe: Connection, core: int, name: str, workload: Workload, value_byt
             pipe.send(_rate(order, get, batches, writer.catch_up if order.what == "writing" else None))
 
 
-def _rate(order: Order, get: Callable[[bytes], object], batches: list[list[bytes]], between: Callable[[float], None] | None) -> float:
+def _rate(
+    order: Order, get: Callable[[bytes], object], batches: list[list[bytes]], between: Callable[[float], None] | None
+) -> float:
     """Reads a second; what happens between two batches takes time and is not counted."""
     calls = number = 0
     while time.monotonic() < order.begin:
@@ -117,10 +122,13 @@ def _round(readers: list[Reader], seconds: float) -> dict[str, float]:
     return {"floor": floor, "slab": slab, "writing": writing}
 
 
-def measure_scaling(workload: Workload, value_bytes: int, rounds: int, seconds: float, most_rounds: int) -> dict[str, Any]:
+def measure_scaling(
+    workload: Workload, value_bytes: int, rounds: int, seconds: float, most_rounds: int
+) -> dict[str, Any]:
     """Medians over `rounds` rounds in which the floor scaled by at least CONTROL; the repeated ones are listed as well.
 
-    Where `most_rounds` did not hold that many good ones, the rounds whose control was best are taken, and `control_held` is false.
+    Where `most_rounds` did not hold that many good ones, the rounds whose control was best are taken, and
+    `control_held` is false.
     """
     name = f"bench-scaling-{os.getpid()}"
     context = multiprocessing.get_context("fork")

@@ -2,8 +2,8 @@
 
     python bench/slab.py [--quick] [--json FILE]
 
-Every figure is the median over rounds in which the contestants take turns; a ratio is the median of the rounds' ratios, so
-that a slow spell of the machine meets both sides of it.
+Every figure is the median over rounds in which the contestants take turns; a ratio is the median of the rounds' ratios,
+so that a slow spell of the machine meets both sides of it.
 """
 
 from __future__ import annotations
@@ -53,8 +53,9 @@ def _many_pass(slab: Slab, batches: list[list[bytes]]) -> float:
 
 
 def _take_turns(passes: dict[str, Pass], rounds: int) -> Rounds:
-    """Each round begins with another contestant. Each runs once untimed just before: nobody pays for the caches that the
-    one before it has used up, or lives on what another pass over the same data has loaded."""
+    """Each round begins with another contestant. Each runs once untimed just before: nobody pays for the caches that
+    the one before it has used up, or lives on what another pass over the same data has loaded.
+    """
     results: Rounds = {name: [] for name in passes}
     names = list(passes)
     for number in range(rounds):
@@ -147,7 +148,9 @@ def set_bars(sets: Rounds, gets: Rounds) -> list[Bar]:
     bars = [at_most("set of 1 KiB at capacity / get", ratio(both, "slab", "get"), 4.0)]
     for rival, times in (("lmdb", 4.0), ("warp_cache", 1.0)):
         if rival in sets:
-            bars.append(at_least(f"set of 1 KiB at capacity: times faster than {rival}", ratio(sets, rival, "slab"), times))
+            bars.append(
+                at_least(f"set of 1 KiB at capacity: times faster than {rival}", ratio(sets, rival, "slab"), times)
+            )
     return bars
 
 
@@ -180,7 +183,9 @@ def _print_table(title: str, columns: dict[str, dict[str, float]]) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="little work: shows that it runs, not how fast")
-    parser.add_argument("--json", type=Path, default=RESULTS / "bench-slab.json", help="result file (default: %(default)s)")
+    parser.add_argument(
+        "--json", type=Path, default=RESULTS / "bench-slab.json", help="result file (default: %(default)s)"
+    )
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--core", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)

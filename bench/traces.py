@@ -1,4 +1,6 @@
-"""The recorded traces and the tables of other policies' hit ratios beside them; a synthetic trace where they are absent."""
+"""The recorded traces and the tables of other policies' hit ratios beside them; a synthetic trace where they are
+absent.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ class Row:
 
 
 def read_keys(path: Path) -> Sequence[int]:
-    """The requested keys, in order. Format: a line of JSON, then a column of signed 32-bit little-endian differences."""
+    """The requested keys, in order. Format: a line of JSON, then a column of 32-bit little-endian differences."""
     with gzip.open(path, "rb") as file:
         header = json.loads(file.readline())
         differences = array("i")

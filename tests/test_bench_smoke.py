@@ -8,14 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import provenance
 import pytest
+import traces
 
 BENCH = Path(__file__).parent.parent / "bench"
 SHARED_TRACES = BENCH.parent.parent / "shared" / "traces"
-sys.path.insert(0, str(BENCH))
-
-import provenance
-import traces
 
 
 def run(program: str, result: Path, *arguments: str) -> dict[str, Any]:
@@ -26,6 +24,7 @@ def run(program: str, result: Path, *arguments: str) -> dict[str, Any]:
     return document
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("program", ["slab.py", "memory.py", "liveness.py"])
 def test_a_quick_run_writes_bars_and_provenance(program: str, tmp_path: Path) -> None:
     document = run(program, tmp_path / "result.json", "--quick")
@@ -33,6 +32,7 @@ def test_a_quick_run_writes_bars_and_provenance(program: str, tmp_path: Path) ->
     assert document["bars"]
 
 
+@pytest.mark.timeout(300)
 def test_the_hit_ratio_is_measured_without_the_recorded_traces_too(tmp_path: Path) -> None:
     document = run("hitratio.py", tmp_path / "result.json", "--traces", str(tmp_path / "absent"))
     assert [pair["trace"] for pair in document["pairs"]] == ["synthetic", "synthetic"]
@@ -41,7 +41,9 @@ def test_the_hit_ratio_is_measured_without_the_recorded_traces_too(tmp_path: Pat
 
 
 def test_tables_are_read_with_their_stars() -> None:
-    row = traces._row("t", ["size", "LRU", "S3-FIFO", "WTLFU best W", "OPT"], ["1,000", "32.8", "40.9*", "41.0 @20%", "53.6"])
+    row = traces._row(
+        "t", ["size", "LRU", "S3-FIFO", "WTLFU best W", "OPT"], ["1,000", "32.8", "40.9*", "41.0 @20%", "53.6"]
+    )
     assert row.size == 1000
     assert row.percent == {"LRU": 32.8, "S3-FIFO": 40.9, "WTLFU best W": 41.0, "OPT": 53.6}
     assert row.best_online_percent == 40.9

@@ -20,8 +20,8 @@ def test_without_variables_whatever_is_live_is_right() -> None:
 
 
 def test_the_name_alone_configures_nothing() -> None:
-    settings = read_slab_settings({"LLM_EDGE_CACHE_NAME": "chat/eu"})
-    assert settings == ("chat/eu", None)
+    settings = read_slab_settings({"LLM_EDGE_CACHE_NAME": " chat/eu"})
+    assert settings == (" chat/eu", None)  # as it stands: the application reads it too
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_memory_is_bytes_or_has_a_unit(text: str, memory_bytes: int) -> None:
 
 def test_every_field_has_its_variable() -> None:
     expected = SlabConfig(memory_bytes=16 << 20, max_entries=1000, ttl=60.5, tti=30.0)
-    assert _read(L1_MEMORY="16MiB", L1_MAX_CAPACITY="1000", L1_TTL="60.5", L1_TTI="30") == expected
+    assert _read(L1_MEMORY="16MiB", L1_MAX_CAPACITY=" 1000 ", L1_TTL=" 60.5", L1_TTI="30") == expected
 
 
 def test_none_switches_expiry_off() -> None:

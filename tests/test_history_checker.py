@@ -33,8 +33,12 @@ def total(of: int, increments: int) -> int:
 
 SOUND = {
     "the last value": [call(1, 2, Op.SET, A), call(3, 4, Op.SET, B), call(5, 6, Op.GET, B)],
-    "either of two concurrent values": [call(1, 5, Op.SET, A), call(2, 4, Op.SET, B), call(6, 7, Op.GET, A), call(8, 9, Op.GET, A)],
-    "the old value during a set": [call(1, 2, Op.SET, A), call(3, 9, Op.SET, B), call(4, 5, Op.GET, A), call(6, 7, Op.GET, B)],
+    "either of two concurrent values": [
+        call(1, 5, Op.SET, A), call(2, 4, Op.SET, B), call(6, 7, Op.GET, A), call(8, 9, Op.GET, A),
+    ],
+    "the old value during a set": [
+        call(1, 2, Op.SET, A), call(3, 9, Op.SET, B), call(4, 5, Op.GET, A), call(6, 7, Op.GET, B),
+    ],
     "a miss at any time": [call(1, 2, Op.SET, A), call(3, 4, Op.GET), call(5, 6, Op.GET, A)],
     "a value read before its set returned": [call(1, 9, Op.SET, A), call(2, 3, Op.GET, A)],
     "a cas that follows its version": [call(1, 2, Op.SET, A), call(3, 4, Op.CAS, B, extra=A), call(5, 6, Op.GET, B)],
@@ -43,8 +47,12 @@ SOUND = {
     ],
     "two adds with an eviction between": [call(1, 2, Op.ADD, A), call(3, 4, Op.ADD, B)],
     "a fill with nothing in between": [call(1, 2, Op.GET), call(5, 6, Op.FILL, A, extra=2), call(7, 8, Op.GET, A)],
-    "a fill that a concurrent set follows": [call(1, 2, Op.GET), call(3, 9, Op.SET, B), call(5, 6, Op.FILL, A, extra=2)],
-    "a refused fill": [call(1, 2, Op.GET), call(3, 4, Op.SET, C), call(5, 6, Op.FILL, A, result=NO, extra=2), call(7, 8, Op.GET, C)],
+    "a fill that a concurrent set follows": [
+        call(1, 2, Op.GET), call(3, 9, Op.SET, B), call(5, 6, Op.FILL, A, extra=2),
+    ],
+    "a refused fill": [
+        call(1, 2, Op.GET), call(3, 4, Op.SET, C), call(5, 6, Op.FILL, A, result=NO, extra=2), call(7, 8, Op.GET, C),
+    ],
     "a call that gave up": [call(1, 2, Op.SET, A), call(3, 4, Op.SET, B, result=Result.BUSY), call(5, 6, Op.GET, A)],
 }  # fmt: skip
 
@@ -58,8 +66,8 @@ FAULTS = {
         call(1, 2, Op.SET, A), call(3, 9, Op.CAS, B, extra=A), call(3, 9, Op.CAS, C, extra=A),
     ],
     "two values current at once": [
-        call(1, 20, Op.SET, A), call(2, 20, Op.SET, B), call(3, 4, Op.GET, A), call(5, 6, Op.GET, B), call(7, 8, Op.GET, B),
-        call(9, 10, Op.GET, A),
+        call(1, 20, Op.SET, A), call(2, 20, Op.SET, B), call(3, 4, Op.GET, A), call(5, 6, Op.GET, B),
+        call(7, 8, Op.GET, B), call(9, 10, Op.GET, A),
     ],
     "a value read both before and after another one": [
         call(1, 2, Op.SET, A), call(3, 4, Op.DELETE), call(5, 6, Op.GET, A),

@@ -127,6 +127,7 @@ GARBAGE: dict[str, Callable[[bytearray], Any]] = {
     "no magic": lambda image: image.__setitem__(slice(0, 8), bytes(8)),
     "another boot": lambda image: image.__setitem__(slice(56, 72), bytes(16)),
     "another size": lambda image: image.__setitem__(slice(48, 56), struct.pack("<Q", 1 << 40)),
+    "a configuration of no slab": lambda image: image.__setitem__(slice(44, 48), bytes(4)),
     "half of it": lambda image: image.__delitem__(slice(len(image) // 2, None)),
     "one page": lambda image: image.__delitem__(slice(4096, None)),
     "one byte": lambda image: image.__delitem__(slice(1, None)),

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -221,26 +221,93 @@ with SharedSlab(sys.argv[1], SlabConfig(memory_bytes=4 << 20)) as slab:
         assert slab.get(b"counter") == b"8"
 
 
-def test_a_stopped_writer_holds_nobody_up_for_longer_than_the_lock_timeout(slab: SharedSlab) -> None:
-    """Wherever a SIGSTOP meets it, reads are prompt, and writes either prompt or SlabBusyError with nothing changed."""
+@contextlib.contextmanager
+def _writer(slab: SharedSlab) -> Iterator[int]:
+    """A process that does nothing but write; yields its pid."""
     pid = os.fork()
     if pid == 0:
         while True:
             slab.set(b"theirs", bytes(4000))
     try:
-        slab._set_lock_timeout(0.2)
-        slab.set(b"ours", b"value")
-        for _ in range(30):
-            time.sleep(0.002)
-            os.kill(pid, signal.SIGSTOP)
-            begin = time.monotonic()
-            assert slab.get(b"ours") == b"value"
-            with contextlib.suppress(SlabBusyError):
-                slab.set(b"other", b"value")
-            assert time.monotonic() - begin < 1.5
-            os.kill(pid, signal.SIGCONT)
+        yield pid
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-    slab._set_lock_timeout(1)
+
+
+@contextlib.contextmanager
+def _stopped(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    time.sleep(0.001)  # until it stands
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def _busy_error(slab: SharedSlab, value: bytes) -> str:
+    try:
+        slab.set(b"ours", value)
+    except SlabBusyError as error:
+        return str(error)
+    return ""
+
+
+def test_a_writer_stopped_with_the_lock_costs_others_a_busy_error_in_time_and_no_reads(slab: SharedSlab) -> None:
+    slab._set_lock_timeout(0.1)
+    slab.set(b"ours", b"0")
+    last, busy = b"0", 0
+    with _writer(slab) as pid:
+        for number in range(200):
+            time.sleep(0.002)
+            with _stopped(pid):
+                assert slab.get(b"ours") == last  # reads are prompt and right, wherever the writer stands
+                begin = time.monotonic()
+                error = _busy_error(slab, b"%d" % number)
+                if error:
+                    busy += 1
+                    assert "no lock within 100 ms" in error
+                    assert 0.09 < time.monotonic() - begin < 5
+                else:
+                    last = b"%d" % number
+                assert slab.get(b"ours") == last
+            if busy == 5:
+                break
+    assert busy == 5, "the writer was never stopped while it had the lock"
+    assert slab.stats().busy == 5
     assert slab.set(b"after", b"value")
+
+
+def test_other_threads_run_while_one_waits_for_a_lock(slab: SharedSlab) -> None:
+    ticks: list[float] = []
+    done = threading.Event()
+
+    def tick() -> None:
+        while not done.is_set():
+            ticks.append(time.monotonic())
+            time.sleep(0.001)
+
+    slab._set_lock_timeout(0.1)
+    thread = threading.Thread(target=tick)
+    with _writer(slab) as pid:
+        thread.start()
+        for _ in range(200):
+            time.sleep(0.002)
+            with _stopped(pid):
+                begin = time.monotonic()
+                if _busy_error(slab, b"value"):
+                    waited = [moment for moment in ticks if begin < moment < time.monotonic()]
+                    break
+    done.set()
+    thread.join()
+    assert len(waited) > 3
+
+
+def test_a_killed_writer_s_lock_is_taken_over_at_once(slab: SharedSlab) -> None:
+    for _ in range(30):
+        with _writer(slab):
+            time.sleep(0.005)
+        begin = time.monotonic()
+        assert slab.set(b"ours", b"value")
+        assert time.monotonic() - begin < 0.5
+    assert slab.stats().busy == 0

@@ -81,6 +81,8 @@ static inline void view_close(struct bytes_view *view)
 bool life_parse(const struct binding_state *state, PyObject *value, const char *name, struct life *life);
 /* A new reference to an iterable's keys as a tuple, which no other thread changes. */
 PyObject *keys_fixed(PyObject *keys);
+/* (memory_bytes, ttl_ns, tti_ns, max_entries, max_value_bytes) */
+PyObject *config_tuple(const struct lec_config *config);
 bool int64_parse(PyObject *value, const char *name, int64_t *number);
 bool uint64_parse(PyObject *value, const char *name, uint64_t *number);
 /* Puts the `count` named arguments into values[]: the positional ones first, then those by keyword. What was not given

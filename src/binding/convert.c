@@ -58,6 +58,12 @@ bool life_parse(const struct binding_state *state, PyObject *value, const char *
     return true;
 }
 
+PyObject *config_tuple(const struct lec_config *config)
+{
+    return Py_BuildValue("(KKKII)", (unsigned long long)config->memory_bytes, (unsigned long long)config->ttl_ns,
+                         (unsigned long long)config->tti_ns, config->max_entries, config->max_value_bytes);
+}
+
 bool int64_parse(PyObject *value, const char *name, int64_t *number)
 {
     if (!PyLong_Check(value)) {

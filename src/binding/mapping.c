@@ -56,12 +56,20 @@ void mapping_reidentify(MappingObject *mapping)
 /* owner.close(): unmaps. What it raises can reach nobody. */
 static void owner_close(PyObject *owner)
 {
+#if PY_VERSION_HEX >= 0x030C0000
+    PyObject *raised = PyErr_GetRaisedException();
+#else
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
+#endif
     PyObject *result = PyObject_CallMethod(owner, "close", NULL);
     if (!result) PyErr_WriteUnraisable(owner);
     Py_XDECREF(result);
+#if PY_VERSION_HEX >= 0x030C0000
+    PyErr_SetRaisedException(raised);
+#else
     PyErr_Restore(type, value, traceback);
+#endif
 }
 
 static void mapping_dealloc(PyObject *self)
@@ -100,8 +108,7 @@ static PyObject *mapping_get_retired(PyObject *self, void *unused)
 static PyObject *mapping_get_config(PyObject *self, void *unused)
 {
     (void)unused;
-    const struct lec_config *config = &((MappingObject *)self)->handle.config;
-    return Py_BuildValue("(KKKII)", config->memory_bytes, config->ttl_ns, config->tti_ns, config->max_entries, config->max_value_bytes);
+    return config_tuple(&((MappingObject *)self)->handle.config);
 }
 
 /* How many live processes are attached; this one counts. */

@@ -83,7 +83,7 @@ static PyObject *native_create(PyObject *module, PyObject *args)
     return result;
 }
 
-/* probe(buffer, boot_id) -> ("live" | "retired" | "foreign", layout version or 0) */
+/* probe(buffer, boot_id) -> ("live" | "retired" | "foreign", layout version or 0, configuration if not foreign) */
 static PyObject *native_probe(PyObject *module, PyObject *args)
 {
     (void)module;
@@ -94,12 +94,12 @@ static PyObject *native_probe(PyObject *module, PyObject *args)
     if (!PyArg_ParseTuple(args, "y*y#:probe", &buffer, &boot, &boot_count)) return NULL;
     PyObject *result = NULL;
     if (boot_id_parse(boot, boot_count, boot_id)) {
-        struct lec_config config;
+        struct lec_config config = {0};
         enum lec_status status = lec_probe(buffer.buf, (uint64_t)buffer.len, boot_id, &config);
         const struct lec_header *header = buffer.buf;
         bool has_magic = (size_t)buffer.len >= LEC_PAGE && atomic_load(&header->magic) == LEC_MAGIC;
-        result = Py_BuildValue("(sI)", status == LEC_OK ? "live" : status == LEC_RETIRED ? "retired" : "foreign",
-                               has_magic ? header->layout_version : 0);
+        result = Py_BuildValue("(sIN)", status == LEC_OK ? "live" : status == LEC_RETIRED ? "retired" : "foreign",
+                               has_magic ? (unsigned)header->layout_version : 0u, config_tuple(&config));
     }
     PyBuffer_Release(&buffer);
     return result;
@@ -137,7 +137,7 @@ static PyMethodDef native_methods[] = {
     {"configure", native_configure, METH_VARARGS, PyDoc_STR("configure(default_marker, closed_error, busy_error)")},
     {"attach", native_attach, METH_VARARGS, PyDoc_STR("attach(shared_memory, boot_id) -> Mapping")},
     {"create", native_create, METH_VARARGS, PyDoc_STR("create(buffer, config, boot_id, now_ns, wall_ns, random): format and publish")},
-    {"probe", native_probe, METH_VARARGS, PyDoc_STR("probe(buffer, boot_id) -> (state, layout version)")},
+    {"probe", native_probe, METH_VARARGS, PyDoc_STR("probe(buffer, boot_id) -> (state, layout version, config)")},
     {"condemn", native_condemn, METH_O, PyDoc_STR("condemn(buffer): retire a segment that does not attach")},
     {"minimum_bytes", native_minimum_bytes, METH_VARARGS, PyDoc_STR("minimum_bytes(config) -> needed, or 0 when it is enough")},
     {0},

@@ -10,7 +10,7 @@
 
 #define ENTRIES_PER_SHARD 16384u    /* shards are halved down to this: small enough to be rebuilt in milliseconds */
 #define VALUES_PER_SHARD 4u         /* of the largest size, that a shard must have room for */
-#define SLOT_LOAD_PERCENT 72u       /* of the index's slots in use when a shard is full */
+#define SLOT_LOAD_PERCENT 62u       /* of the index's slots in use when a shard is full: beyond, full homes get frequent */
 #define MIB (UINT64_C(1) << 20)
 
 /* How many of what a segment of this size gets for the processes and the manager. */
@@ -198,6 +198,16 @@ static void reap_process(struct lec_handle *handle, struct lec_process *process,
     }
 }
 
+/* A shard whose owner died is rebuilt by whoever takes its lock next: that may as well be now. */
+static void recover_abandoned(struct lec_handle *handle, uint64_t now_ns)
+{
+    for (uint32_t index = 0; index < handle->geometry.shard_count; index++) {
+        struct lec_shard_view view;
+        lec_shard_view(handle, index, now_ns, &view);
+        if (lec_shard_lock(&view, 0) == LEC_OK) lec_shard_unlock(&view);
+    }
+}
+
 void lec_reap(struct lec_handle *handle, uint64_t now_ns, uint64_t timeout_ns)
 {
     for (uint32_t index = 1; index < handle->geometry.process_count; index++) {
@@ -205,4 +215,5 @@ void lec_reap(struct lec_handle *handle, uint64_t now_ns, uint64_t timeout_ns)
         uint64_t owner = atomic_load_explicit(&process->owner, memory_order_relaxed);
         if (owner != 0 && !lec_identity_is_alive(owner)) reap_process(handle, process, now_ns, timeout_ns);
     }
+    recover_abandoned(handle, now_ns);
 }

@@ -166,32 +166,23 @@ def hand_over(segment: Segment, owner: Owner) -> Segment:
         SlabPermissionError: this process may not give files away.
     """
     place = naming.place_of(segment.place.name, owner)
-    if place == segment.place:
+    if place.segment == segment.place.segment:
         return segment
     with _exclusive(segment.place), _exclusive(place):
         warm = _live(place)
         if warm is not None:
             _retire(segment, REPLACED)
             return warm
-        try:
-            segment.memory.hand_to(owner.uid, owner.gid)
-            os.rename(segment.place.segment, place.segment)
-        except PermissionError as error:
-            raise SlabPermissionError(
-                f"slab {place.name!r} cannot be given to uid {owner.uid}: {error.strerror}"
-            ) from error
+        segment.memory.hand_to(owner.uid, owner.gid)
+        os.rename(segment.place.segment, place.segment)
         return _moved(segment, place)
 
 
 def live_names(owner: Owner) -> list[str]:
     """Return the names of the live slabs that this process could attach to, sorted."""
-    names = []
-    for entry in os.scandir(naming.DIRECTORY):
-        if entry.name.startswith(PREFIX) and entry.name.endswith(LOCK_SUFFIX):
-            name = _read_name(entry.path, owner)
-            if name is not None and is_live(naming.place_of(name, owner)):
-                names.append(name)
-    return sorted(names)
+    files = (file for file in os.listdir(naming.DIRECTORY) if file.startswith(PREFIX) and file.endswith(LOCK_SUFFIX))
+    names = (_read_name(f"{naming.DIRECTORY}/{file}", owner) for file in files)
+    return sorted(name for name in names if name is not None and is_live(naming.place_of(name, owner)))
 
 
 def is_live(place: Place) -> bool:
@@ -202,7 +193,7 @@ def is_live(place: Place) -> bool:
         return False
     if memory is None:
         return False
-    state, _ = native.probe(memory.view, _boot_id())
+    state, _ = _judge(memory)
     memory.close()
     return state == "live"
 
@@ -276,7 +267,7 @@ def _live(place: Place) -> Segment | None:
 
 
 def _attach(place: Place, memory: SlabMemory) -> Segment | None:
-    state, version = native.probe(memory.view, _boot_id())
+    state, version = _judge(memory)
     if state == "foreign" and version not in (0, native.LAYOUT_VERSION):
         memory.close()
         raise SlabVersionError(
@@ -289,6 +280,17 @@ def _attach(place: Place, memory: SlabMemory) -> Segment | None:
     segment = Segment(place, memory, native.attach(memory, _boot_id()))
     _registry.segments[place.segment] = segment
     return segment
+
+
+def _judge(memory: SlabMemory) -> tuple[str, int]:
+    """Say what a segment is: "live", "retired" or "foreign"; and of which layout version, 0 = it has none."""
+    state, version, config = native.probe(memory.view, _boot_id())
+    if state == "live":
+        try:
+            SlabConfig.from_native(config)
+        except ValueError:  # no slab was made with that
+            return "foreign", version
+    return state, version
 
 
 def _create(place: Place, config: SlabConfig, *, shrink: bool) -> Segment:

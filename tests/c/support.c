@@ -1,10 +1,11 @@
 /* See support.h. */
 #include "support.h"
 
-#include <errno.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -117,6 +118,7 @@ void world_restore(struct world *world)
 
 void world_enter_child(struct world *world)
 {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);           /* a stopped child must not outlive a failing test */
     lec_reidentify(&world->handle, lec_process_identity(getpid()));
 }
 

@@ -87,13 +87,18 @@ static uint64_t take(struct input *input, size_t bytes)
 
 /* ---- scribbles ---- */
 
+/* The mutexes are spared: what was written over them is put back. */
+static void spare_mutexes(const struct lec_geometry *geometry)
+{
+    memcpy(world.base + geometry->mutexes, world.pristine + geometry->mutexes, geometry->processes - geometry->mutexes);
+}
+
 static void scribble(uint64_t offset, const void *bytes, uint64_t count)
 {
-    const struct lec_geometry *geometry = &world.handle.geometry;
     if (offset >= config.memory_bytes) return;
     if (count > config.memory_bytes - offset) count = config.memory_bytes - offset;
-    for (uint64_t at = 0; at < count; at++)
-        if (offset + at < geometry->mutexes || offset + at >= geometry->processes) world.base[offset + at] = ((const uint8_t *)bytes)[at];
+    memcpy(world.base + offset, bytes, count);
+    spare_mutexes(&world.attached.geometry);
 }
 
 static void scribble_raw(struct input *input)
@@ -186,16 +191,16 @@ static enum lec_status get(uint32_t id, bool copies, struct copy *copy, struct l
 
 static void visit(void *context, const struct lec_info *info)
 {
-    uint64_t *sum = context;
     expect(info->key_bytes <= LEC_MAX_KEY);
-    for (uint32_t at = 0; at < info->key_bytes; at++) *sum += info->key[at];
+    memcpy(context, info->key, info->key_bytes);
 }
 
 static void scan_all(struct input *input)
 {
-    uint64_t sum = 0, cursor = take(input, 1) == 255 ? take(input, 8) : 0;
+    uint8_t seen[LEC_MAX_KEY];
+    uint64_t cursor = take(input, 1) == 255 ? take(input, 8) : 0;
     for (uint32_t round = 0; round < 1000 && cursor != UINT64_MAX; round++)
-        if (lec_scan(&world.handle, &cursor, 8, world.now, visit, &sum) != LEC_OK) break;
+        if (lec_scan(&world.handle, &cursor, 8, world.now, visit, seen) != LEC_OK) break;
 }
 
 static uint64_t complaints;
@@ -220,8 +225,9 @@ static void attach(void)
     (void)lec_probe(world.base, config.memory_bytes, boot_id, &seen);
     if (lec_attach(&handle, world.base, config.memory_bytes, boot_id, world.identity, false) != LEC_OK) return;
     const struct lec_geometry *geometry = &handle.geometry;
+    const uint8_t *mutex = world.pristine + world.attached.geometry.mutexes;
     for (uint32_t shard = 0; shard < geometry->shard_count; shard++)
-        memcpy(world.base + geometry->mutexes + LEC_MUTEX_STRIDE * shard, world.pristine + world.attached.geometry.mutexes, LEC_MUTEX_STRIDE);
+        memcpy(world.base + geometry->mutexes + LEC_MUTEX_STRIDE * shard, mutex, LEC_MUTEX_STRIDE);
     world.handle = handle;
 }
 
@@ -280,13 +286,14 @@ static void expect_repairable(void)
     free(copy.data);
 }
 
-/* The whole segment is the input, repeated; behind a valid prefix if the first byte says so. */
+/* The whole segment is the input, repeated; behind a valid header if the first byte says so. */
 static void whole_segment(struct input *input)
 {
-    uint64_t prefix = take(input, 1) % 2 ? sizeof(struct lec_header) : 0, mutexes = world.handle.geometry.mutexes;
-    if (input->left == 0) return;
-    for (uint64_t offset = prefix; offset < config.memory_bytes; offset++)
-        if (offset < mutexes || offset >= world.handle.geometry.processes) world.base[offset] = input->data[(offset - prefix) % input->left];
+    uint64_t from = take(input, 1) % 2 ? sizeof(struct lec_header) : 0, step = input->left;
+    if (step == 0) return;
+    for (uint64_t offset = from; offset < config.memory_bytes; offset += step)
+        memcpy(world.base + offset, input->data, step < config.memory_bytes - offset ? step : config.memory_bytes - offset);
+    spare_mutexes(&world.attached.geometry);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);

@@ -2,10 +2,11 @@
 
     python tests/stress/history.py [--operations N] [--seed N] [--json FILE]
 
-Rounds of four kinds take turns, each with its own slab: nothing is evicted; entries are evicted all the time; memory is too
-small for what is stored; few keys, large values. Four workers (two inherit the slab over fork, two attach by its name) make
-random calls, pause at random between them, and are stopped and continued at random within them. history_checker.py
-then judges each key. Exit code 0: no violation, no wrong value, nothing gave up, and the slab's own check() is clean.
+Rounds of four kinds take turns, each with its own slab: nothing is evicted; entries are evicted all the time; memory is
+too small for what is stored; few keys, large values. Four workers (two inherit the slab over fork, two attach by its
+name) make random calls, pause at random between them, and are stopped and continued at random within them.
+history_checker.py then judges each key. Exit code 0: no violation, no wrong value, nothing gave up, and the slab's own
+check() is clean.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))  # proven
 from history_checker import Violation, check_keys
 from history_records import by_key, read
 from history_worker import Mix, Worker
-from llm_edge_cache import SharedSlab, SlabConfig
 from provenance import RESULTS, Bar, Provenance, at_least, at_most, write_results
+
+from llm_edge_cache import SharedSlab, SlabConfig
 
 MiB = 1024 * 1024
 WORKERS = 4
+JUDGES = os.cpu_count() or 1
 CONTEXT = multiprocessing.get_context("fork")
 SMALL_SIZES = (20, 64, 200, 700, 1500, 4000)
 ALL_SIZES = (*SMALL_SIZES, 9000, 20_000, 65_536)
@@ -155,13 +158,12 @@ class Run:
     def go(self, folder: Path) -> None:
         names = {kind: f"history-{os.getpid()}-{kind}" for kind in KINDS}
         slabs = {kind: SharedSlab(name, KINDS[kind].config) for kind, name in names.items()}
-        parts = os.cpu_count() or 1
         try:
-            with CONTEXT.Pool(parts) as judges:
+            with CONTEXT.Pool(JUDGES) as judges:
                 crew = Crew(slabs, names, self._random.randrange(1 << 30))
                 while self.totals["operations"] < self._operations:
                     kind = list(KINDS)[self.totals["rounds"] % len(KINDS)]
-                    self._round(kind, slabs[kind], crew, judges, parts, folder)
+                    self._round(kind, slabs[kind], crew, judges, folder)
                 crew.dismiss()
                 self.totals["stops"] = crew.stops
         finally:
@@ -169,7 +171,7 @@ class Run:
                 slab.unlink()
                 slab.close()
 
-    def _round(self, kind: str, slab: SharedSlab, crew: Crew, judges: Any, parts: int, folder: Path) -> None:
+    def _round(self, kind: str, slab: SharedSlab, crew: Crew, judges: Any, folder: Path) -> None:
         slab.clear()  # so a value of an earlier round is one that nobody wrote
         tasks = [
             Task(kind, self._random.randrange(1 << 30), self._per_round // WORKERS, folder / f"{worker}.log")
@@ -177,7 +179,7 @@ class Run:
         ]
         calls, busy = crew.run(tasks)
         paths = [task.path for task in tasks]
-        judged = judges.map(_judge, [_Part(paths, kind, part, parts) for part in range(parts)], chunksize=1)
+        judged = judges.map(_judge, [_Part(paths, kind, part, JUDGES) for part in range(JUDGES)], chunksize=1)
         mine = self.by_kind[kind]
         mine.update(rounds=1, operations=calls, records=judged[0][0])
         self.totals.update(rounds=1, operations=calls, records=judged[0][0], busy=busy)
@@ -186,6 +188,7 @@ class Run:
             mine.update(violations=len(violations), unexplained_misses=misses)
             self.violations += [f"{kind}, round {self.totals['rounds']}: {violation}" for violation in violations[:20]]
         self._look_at(kind, slab)
+        print(f"{self.totals['operations']} operations, {self.totals['violations']} violations", flush=True)
 
     def _look_at(self, kind: str, slab: SharedSlab) -> None:
         problems = slab.check()
@@ -193,7 +196,10 @@ class Run:
         self.totals.update(check_failures=len(problems))
         self.violations += [f"{kind}: check(): {problem}" for problem in problems[:20]]
         self.by_kind[kind].update(
-            {name: getattr(stats, name) - self.by_kind[kind][name] for name in ("evictions", "refusals", "recoveries", "expirations")}
+            {
+                name: getattr(stats, name) - self.by_kind[kind][name]
+                for name in ("evictions", "refusals", "recoveries", "expirations")
+            }
         )
         if KINDS[kind].strict and stats.evictions + stats.expirations + stats.refusals:
             raise SystemExit(f"{kind}: something was evicted or refused, so misses prove nothing: {stats}")
@@ -214,7 +220,9 @@ def main() -> int:
     parser.add_argument("--operations", type=int, default=10_000_000)
     parser.add_argument("--per-round", type=int, default=400_000)
     parser.add_argument("--seed", type=int, default=None)
-    parser.add_argument("--json", type=Path, default=None, help="result file (from 10 million on: docs/results/history.json)")
+    parser.add_argument(
+        "--json", type=Path, default=None, help="result file (from 10 million on: docs/results/history.json)"
+    )
     arguments = parser.parse_args()
     seed = int.from_bytes(os.urandom(4), "little") if arguments.seed is None else arguments.seed
     print(f"seed {seed}", flush=True)

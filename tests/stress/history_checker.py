@@ -1,16 +1,17 @@
 """Decides whether one key's calls can have happened, one after the other, on a cache.
 
-A cache is a register that may forget: a miss proves nothing (unless nothing could have been evicted, `strict`), but whatever
-a call *returned* binds. Every stored value is unique, so each value has one writer and a set of readers, and necessary and
-sufficient conditions for such a register are known (P. Gibbons, E. Korach, "Testing shared memories", SIAM J. Comput. 26(4),
-1997, section on read mappings): with `first_end` the earliest end and `last_start` the latest start of the calls that saw
-a value, the value was current all through its *forward zone* [first_end, last_start]; if first_end is the later one,
-it was current at some point of the *backward zone* in between. No two forward zones may overlap and no backward zone may
-lie inside another value's forward zone. Removals (delete, pop, clear, a refused set) are writes of "nothing".
+A cache is a register that may forget: a miss proves nothing (unless nothing could have been evicted, `strict`), but
+whatever a call *returned* binds. Every stored value is unique, so each value has one writer and a set of readers, and
+necessary and sufficient conditions for such a register are known (P. Gibbons, E. Korach, "Testing shared memories",
+SIAM J. Comput. 26(4), 1997, section on read mappings): with `first_end` the earliest end and `last_start` the latest
+start of the calls that saw a value, the value was current all through its *forward zone* [first_end, last_start]; if
+first_end is the later one, it was current at some point of the *backward zone* in between. No two forward zones may
+overlap and no backward zone may lie inside another value's forward zone. Removals (delete, pop, clear, a refused set)
+are writes of "nothing".
 
-Beyond that: a value is consumed at most once (two cas with one expected version, or two pops, cannot both succeed), a fill never
-survives a write that lies wholly between its token and itself, sums of incr() are distinct and grow, and calls that claim
-presence or absence need a write or removal that explains it.
+Beyond that: a value is consumed at most once (two cas with one expected version, or two pops, cannot both succeed), a
+fill never survives a write that lies wholly between its token and itself, sums of incr() are distinct and grow, and
+calls that claim presence or absence need a write or removal that explains it.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class _Timeline:
         self._latest_start = list(itertools.accumulate((change.start for change in by_end), max))
 
     def newest_before(self, time: int) -> int:
-        """The latest start among the changes that had ended before `time`: what ended before that start is superseded."""
+        """The latest start of a change that had ended before `time`: what ended before that start is superseded."""
         ended = bisect.bisect_left(self._ends, time)
         return self._latest_start[ended - 1] if ended else BEFORE_ALL
 
@@ -114,13 +115,16 @@ class KeyHistory:
         self._counter = counter
         self._records = [self._value_of(record) for record in records if record.result != Result.BUSY]
         self._changes = [
-            (record, Change(record.start, record.end, _left_behind(record))) for record in self._records if _has_changed(record)
+            (record, Change(record.start, record.end, _left_behind(record)))
+            for record in self._records
+            if _has_changed(record)
         ]
         self._timeline = _Timeline(change for _, change in self._changes)
         self._writes = {change.value: change for _, change in self._changes if change.value != NOTHING}
         self._present = _Candidates(self._writes.values())
         self._absent = _Candidates(
-            [Change(BEFORE_ALL, BEFORE_ALL, NOTHING)] + [change for _, change in self._changes if change.value == NOTHING]
+            [Change(BEFORE_ALL, BEFORE_ALL, NOTHING)]
+            + [change for _, change in self._changes if change.value == NOTHING]
         )
         self.violations: list[Violation] = []
         self.unexplained_misses = 0  # allowed: a read that lost too many races misses
@@ -169,14 +173,20 @@ class KeyHistory:
 
     def _zones(self) -> tuple[list[Change], list[tuple[Change, Record]]]:
         """Forward zones as (first_end, last_start, value), and backward ones as (last_start, first_end, value)."""
-        bounds = {change.value: (change.end, change.start, record) for record, change in self._changes if change.value != NOTHING}
+        bounds = {
+            change.value: (change.end, change.start, record)
+            for record, change in self._changes
+            if change.value != NOTHING
+        }
         for record, value in self._reads():
             if value in bounds:
                 first_end, last_start, first = bounds[value]
                 bounds[value] = (min(first_end, record.end), max(last_start, record.start), first)
         forward = []
         backward = [
-            (Change(change.start, change.end, NOTHING), record) for record, change in self._changes if change.value == NOTHING
+            (Change(change.start, change.end, NOTHING), record)
+            for record, change in self._changes
+            if change.value == NOTHING
         ]
         for value, (first_end, last_start, record) in bounds.items():
             if first_end < last_start:
@@ -208,9 +218,15 @@ class KeyHistory:
 
     def _check_fills(self) -> None:
         """A delete that found nothing need not refuse a fill: there was nothing to protect."""
-        writes = _Timeline(change for record, change in self._changes if (record.op, record.result) != (Op.DELETE, Result.NO))
+        writes = _Timeline(
+            change for record, change in self._changes if (record.op, record.result) != (Op.DELETE, Result.NO)
+        )
         for record in self._records:
-            if record.op == Op.FILL and record.result == Result.YES and writes.newest_before(record.start) > record.extra:
+            if (
+                record.op == Op.FILL
+                and record.result == Result.YES
+                and writes.newest_before(record.start) > record.extra
+            ):
                 self._report("fill after a write that followed its token", record)
 
     def _check_claims(self) -> None:

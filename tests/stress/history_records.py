@@ -59,7 +59,7 @@ class Log:
     def __init__(self) -> None:
         self._words = array("Q")
 
-    def add(self, start: int, end: int, op: int, result: int, key: int, value: int = 0, extra: int = 0) -> None:
+    def add(self, start: int, end: int, op: int, result: int, key: int, value: int = 0, extra: int = 0) -> None:  # noqa: PLR0917
         self._words.extend((start, end, op | result << 8 | key << 16, value, extra))
 
     def write(self, path: Path) -> None:

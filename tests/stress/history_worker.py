@@ -13,6 +13,7 @@ from time import monotonic_ns
 import values
 from history_checker import COUNTER_BITS
 from history_records import EVERY_KEY, Log, Op, Result
+
 from llm_edge_cache import SharedSlab
 from llm_edge_cache.errors import SlabBusyError
 
@@ -67,9 +68,9 @@ class Worker:
 
     def _table(self) -> list[Callable[[], None]]:
         weights: list[tuple[Callable[[], None], int]] = [
-            (self._get, 330), (self._get_many, 50), (self._set, 150), (self._set_many, 10), (self._delete, 60), (self._add, 70),
-            (self._gets_and_cas, 80), (self._pop, 40), (self._incr, 90), (self._token_and_fill, 70), (self._touch, 30),
-            (self._contains, 20), (self._read_counter, 20), (self._delete_counter, 2),
+            (self._get, 330), (self._get_many, 50), (self._set, 150), (self._set_many, 10), (self._delete, 60),
+            (self._add, 70), (self._gets_and_cas, 80), (self._pop, 40), (self._incr, 90), (self._token_and_fill, 70),
+            (self._touch, 30), (self._contains, 20), (self._read_counter, 20), (self._delete_counter, 2),
         ]  # fmt: skip
         table = [call for call, weight in weights for _ in range(10 * weight)]
         return table + [self._clear] * (2 if self._mix.clears else 0)
@@ -206,7 +207,11 @@ class Worker:
         self._write(Op.CONTAINS, key, 0, lambda: key_name(key) in self._slab)
 
     def _clear(self) -> None:
-        self._write(Op.CLEAR, EVERY_KEY, 0, lambda: self._slab.clear() is None)
+        def clear() -> bool:
+            self._slab.clear()
+            return True
+
+        self._write(Op.CLEAR, EVERY_KEY, 0, clear)
 
     def _incr(self) -> None:
         key = self._counter()

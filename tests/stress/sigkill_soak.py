@@ -3,9 +3,9 @@
     python tests/stress/sigkill_soak.py [--kills N] [--seed N] [--json FILE]
 
 Writers and readers are forked, work for some milliseconds in a tight loop and are killed, three at a time; whoever has
-the lock next recovers, and is killed in turn. In half of the batches some are stopped for a while first, and continued or killed
-where they stand. Two watchers check every value that they can get. After each batch nobody but the parent is alive: check()
-must be clean, and when everything has been deleted, every byte must be free again.
+the lock next recovers, and is killed in turn. In half of the batches some are stopped for a while first, and continued
+or killed where they stand. Two watchers check every value that they can get. After each batch nobody but the parent is
+alive: check() must be clean, and when everything has been deleted, every byte must be free again.
 
 Only kills of writers that had completed a call count towards N: a process killed on its way there has risked nothing.
 """
@@ -29,15 +29,17 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))  # provenance.py is shared with the benchmarks
 
-from llm_edge_cache import SharedSlab, SlabConfig
 from provenance import RESULTS, Bar, Provenance, at_least, at_most, write_results
-from soak_roles import Findings, Watcher, items_of, read_until_killed, run_and_exit, write_until_killed
+from soak_roles import Findings, Shared, Watcher, items_of, read_until_killed, run_and_exit, write_until_killed
+
+from llm_edge_cache import SharedSlab, SlabConfig
 
 MiB = 1024 * 1024
 MORTALS = 3
 WATCHERS = 2
 READERS_SHARE = 0.15
 STOPPED_SHARE = 0.3
+IMPATIENCE = 0.05  # of them are killed on their way to their first call, if need be
 LONGEST_LIFE = 0.005  # s
 LONGEST_STOP = 0.03  # s
 HANG = 10.0  # s without a heartbeat
@@ -72,7 +74,7 @@ class Mortal:
     slot: int
     writer: bool
     action: int  # the next signal
-    spared: bool = False  # it has been stopped and continued
+    patience: int  # how often it is left alone because it has not come to its first call yet
 
 
 class HangError(Exception):
@@ -129,11 +131,13 @@ class Batch:
         writer = self._random.random() >= READERS_SHARE
         pid = os.fork()
         if pid == 0:
+            shared = Shared(self._slab, self._items, self._words, slot)
             if writer:
-                run_and_exit(lambda: write_until_killed(self._slab, self._items, self._words, slot, seed, self._kind.evicting))
-            run_and_exit(lambda: read_until_killed(self._slab, self._items, self._words, slot, seed))
+                run_and_exit(lambda: write_until_killed(shared, seed, self._kind.evicting))
+            run_and_exit(lambda: read_until_killed(shared, seed))
         stop = self._stops and self._random.random() < STOPPED_SHARE
-        return Mortal(self._soon(), pid, slot, writer, signal.SIGSTOP if stop else signal.SIGKILL)
+        patience = 0 if self._random.random() < IMPATIENCE else 100
+        return Mortal(self._soon(), pid, slot, writer, signal.SIGSTOP if stop else signal.SIGKILL, patience)
 
     def _soon(self) -> float:
         return time.monotonic() + self._random.uniform(0.0001, LONGEST_LIFE)
@@ -143,7 +147,9 @@ class Batch:
         left = mortal.due - time.monotonic()
         if left > 0:
             time.sleep(left)
-        if mortal.action == signal.SIGKILL:
+        if self._words[mortal.slot] == 0 and mortal.patience > 0:
+            following = dataclasses.replace(mortal, due=self._soon(), patience=mortal.patience - 1)
+        elif mortal.action == signal.SIGKILL:
             self._kill(mortal)
             following = self._fork(mortal.slot)
         else:
@@ -165,7 +171,7 @@ class Batch:
     def _stop_or_continue(self, mortal: Mortal) -> Mortal:
         os.kill(mortal.pid, mortal.action)
         if mortal.action == signal.SIGCONT:
-            return dataclasses.replace(mortal, due=self._soon(), action=signal.SIGKILL, spared=True)
+            return dataclasses.replace(mortal, due=self._soon(), action=signal.SIGKILL)
         self.counts["stops"] += 1
         due = time.monotonic() + self._random.uniform(0, LONGEST_STOP)
         return dataclasses.replace(mortal, due=due, action=self._random.choice((signal.SIGCONT, signal.SIGKILL)))
@@ -214,6 +220,7 @@ class Soak:
                 finally:
                     self._account(kind, batch, stops)
                 self._look_at(kind, slabs[kind], baselines[kind])
+                print(f"{self.totals['writers_killed']} writers killed, {len(self.problems)} problems", flush=True)
             self.totals["recoveries"] = sum(slab.stats().recoveries for slab in slabs.values())
         except HangError:
             self.totals["hangs"] = max(1, self.totals["hangs"])
@@ -265,7 +272,9 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20_000)
     parser.add_argument("--per-batch", type=int, default=500)
     parser.add_argument("--seed", type=int, default=None)
-    parser.add_argument("--json", type=Path, default=None, help="result file (from 20,000 on: docs/results/sigkill-soak.json)")
+    parser.add_argument(
+        "--json", type=Path, default=None, help="result file (from 20,000 on: docs/results/sigkill-soak.json)"
+    )
     arguments = parser.parse_args()
     seed = int.from_bytes(os.urandom(4), "little") if arguments.seed is None else arguments.seed
     print(f"seed {seed}", flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import random
@@ -9,9 +10,10 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from time import monotonic_ns
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import values
+
 from llm_edge_cache import SharedSlab
 from llm_edge_cache.errors import SlabBusyError
 
@@ -26,7 +28,9 @@ def key_name(key: int) -> bytes:
 
 
 def items_of(sizes: tuple[int, ...], seed: int) -> list[tuple[int, bytes, bytes]]:
-    """(key, its name, a value that says so): made once, so that the killed processes spend their short lives in the kernel."""
+    """(key, its name, a value that says so): made once, so that the killed processes spend their short lives in the
+    kernel.
+    """
     generator = random.Random(seed)
     return [
         (key, key_name(key), values.make(key, 1, sequence, generator.choice(sizes)))
@@ -34,52 +38,69 @@ def items_of(sizes: tuple[int, ...], seed: int) -> list[tuple[int, bytes, bytes]
     ]
 
 
-def write_until_killed(slab: SharedSlab, items: list[tuple[int, bytes, bytes]], words: memoryview, slot: int, seed: int,
-                       clears: bool) -> NoReturn:  # fmt: skip
-    """Any mutation in random order; words[slot] counts the calls that returned."""
+class Shared(NamedTuple):
+    """What a child works with; words[slot] counts the calls that returned."""
+
+    slab: SharedSlab
+    items: list[tuple[int, bytes, bytes]]
+    words: memoryview
+    slot: int
+
+
+def _cas(slab: SharedSlab, name: bytes, value: bytes) -> None:
+    if (found := slab.gets(name)) is not None:
+        slab.cas(name, value, found[1])
+
+
+def _count(slab: SharedSlab, name: bytes, value: bytes) -> None:
+    counter = b"counter-%d" % (len(value) % COUNTERS)
+    try:
+        slab.incr(counter)
+    except KeyError:
+        slab.add(counter, b"0")
+
+
+_MUTATIONS: list[tuple[Callable[[SharedSlab, bytes, bytes], object], int]] = [
+    (lambda slab, name, value: slab.set(name, value), 500),
+    (lambda slab, name, value: slab.delete(name), 100),
+    (lambda slab, name, value: slab.add(name, value), 80),
+    (_cas, 80),
+    (lambda slab, name, value: slab.fill(name, value, slab.get_or_token(name)[1]), 80),
+    (lambda slab, name, value: slab.pop(name), 60),
+    (_count, 60),
+    (lambda slab, name, value: slab.touch(name, 3600.0), 39),
+]
+_TABLE = [mutation for mutation, weight in _MUTATIONS for _ in range(weight)]
+
+
+def _exit_with_parent(calls: int) -> None:
+    """Whoever kills the parent must not leave its children at work for ever."""
+    if calls % 1024 == 0 and os.getppid() == 1:
+        os._exit(1)
+
+
+def write_until_killed(shared: Shared, seed: int, clears: bool) -> NoReturn:
+    """Any mutation in random order."""
     draw = random.Random(seed).random
+    slab, items, words, slot = shared
+    table = [*_TABLE, lambda slab, name, value: slab.clear()] if clears else _TABLE
     while True:
         _, name, value = items[int(draw() * len(items))]
-        kind = draw()
-        try:
-            if kind < 0.50:
-                slab.set(name, value)
-            elif kind < 0.60:
-                slab.delete(name)
-            elif kind < 0.68:
-                slab.add(name, value)
-            elif kind < 0.76:
-                if (found := slab.gets(name)) is not None:
-                    slab.cas(name, value, found[1])
-            elif kind < 0.84:
-                slab.fill(name, value, slab.get_or_token(name)[1])
-            elif kind < 0.90:
-                slab.pop(name)
-            elif kind < 0.96:
-                _count(slab, b"counter-%d" % (int(draw() * COUNTERS)))
-            elif kind < 0.999 or not clears:
-                slab.touch(name, 3600.0)
-            else:
-                slab.clear()
-        except SlabBusyError:
-            pass  # somebody is stopped; the watchers count these
+        with contextlib.suppress(SlabBusyError):  # somebody is stopped; the watchers count these
+            table[int(draw() * len(table))](slab, name, value)
         words[slot] += 1
+        _exit_with_parent(words[slot])
 
 
-def _count(slab: SharedSlab, name: bytes) -> None:
-    try:
-        slab.incr(name)
-    except KeyError:
-        slab.add(name, b"0")
-
-
-def read_until_killed(slab: SharedSlab, items: list[tuple[int, bytes, bytes]], words: memoryview, slot: int, seed: int) -> NoReturn:
+def read_until_killed(shared: Shared, seed: int) -> NoReturn:
     draw = random.Random(seed).random
+    slab, items, words, slot = shared
     while True:
         at = int(draw() * (len(items) - 8))
         slab.get(items[at][1])
         slab.get_many([name for _, name, _ in items[at : at + 8]])
         words[slot] += 1
+        _exit_with_parent(words[slot])
 
 
 @dataclasses.dataclass
@@ -97,7 +118,7 @@ class Findings:
 
 
 class Watcher:
-    """Reads everybody's values and judges them; writes, deletes and reads keys of its own and knows what they must be."""
+    """Judges everybody's values; writes, deletes and reads keys of its own and knows what they must be."""
 
     def __init__(self, slab: SharedSlab, number: int, seed: int, sizes: tuple[int, ...], evicting: bool) -> None:
         self._slab = slab
@@ -163,7 +184,7 @@ class Watcher:
             self._own[key] = None
 
     def _present_after_all(self, key: int, expected: bytes | None) -> bool:
-        """A read that lost all its races against writers of the same bucket misses; it does not do so again and again."""
+        """A read that lost all its races against writers of the same bucket misses, but not again and again."""
         for _ in range(20):
             time.sleep(0.0005)
             if self._slab.get(key_name(key)) == expected:

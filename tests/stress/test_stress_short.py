@@ -1,4 +1,6 @@
-"""The stress programs, briefly: what a full run would find in an hour, these find in seconds when it is broken outright."""
+"""The stress programs, briefly: what a full run would find in an hour, these find in seconds when it is broken
+outright.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 FOLDER = Path(__file__).parent
 
@@ -19,6 +23,7 @@ def run(program: str, result: Path, *arguments: str) -> dict[str, Any]:
     return document
 
 
+@pytest.mark.timeout(300)
 def test_a_short_history_of_four_processes_has_no_violation(tmp_path: Path) -> None:
     document = run("history.py", tmp_path / "history.json", "--operations", "200000", "--per-round", "50000")
     assert document["violations"] == []
@@ -26,6 +31,7 @@ def test_a_short_history_of_four_processes_has_no_violation(tmp_path: Path) -> N
     assert document["kinds"]["squeezed"]["evictions"] > 0
 
 
+@pytest.mark.timeout(300)
 def test_a_few_hundred_kills_are_noticed_by_nobody(tmp_path: Path) -> None:
     document = run("sigkill_soak.py", tmp_path / "soak.json", "--kills", "300", "--per-batch", "50")
     assert document["problems"] == []

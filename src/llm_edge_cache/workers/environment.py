@@ -79,7 +79,7 @@ def _config(environ: Mapping[str, str], fields: dict[str, Any]) -> SlabConfig:
 def _read(environ: Mapping[str, str], variable: str, parse: Callable[[str], _T], allowed: str) -> _T:
     text = environ[PREFIX + variable]
     try:
-        return parse(text.strip())
+        return parse(text)
     except ValueError:
         raise SettingsError(f"{PREFIX}{variable}={text!r} is not allowed: it must be {allowed}") from None
 
@@ -91,20 +91,20 @@ def _parse_name(text: str) -> str:
 
 
 def _parse_memory(text: str) -> int:
-    match = _MEMORY.fullmatch(text)
+    match = _MEMORY.fullmatch(text.strip())
     if match is None or int(match[1]) == 0:
         raise ValueError(text)
     return int(match[1]) * _UNIT_BYTES[match[2].upper()]
 
 
 def _parse_count(text: str) -> int:
-    if _COUNT.fullmatch(text) is None or int(text) == 0:
+    if _COUNT.fullmatch(text.strip()) is None or int(text) == 0:
         raise ValueError(text)
     return int(text)
 
 
 def _parse_seconds(text: str) -> float | None:
-    if text.lower() == _NO_LIMIT:
+    if text.strip().lower() == _NO_LIMIT:
         return None
     seconds = float(text)
     if not (seconds > 0 and math.isfinite(seconds)):

@@ -1,0 +1,293 @@
+"""The planted bugs: what is changed, which program must find it, and what the bug would do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One textual change of one kernel source."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    #: A program of tests/c, as "variant/program", or "fuzz".
+    finder: str
+    why: str
+
+
+MUTANTS = [
+    # ---- the order of stores that lets readers do without a lock (index.h) ----
+    Mutant(
+        "fence dropped between unlinking and reuse",
+        "index.c",
+        "    lec_fence_release();                                    /* U3 */\n",
+        "",
+        "weak/test_weakmem",
+        "the thread that unlinks reuses the memory before its version store is visible: readers return foreign bytes; "
+        "x86 never shows it, the simulated machine does",
+    ),
+    Mutant(
+        "fence dropped after taking the lock",
+        "shard.c",
+        "    lec_fence_release();\n    if (atomic_load_explicit(&view->shard->epoch",
+        "    if (atomic_load_explicit(&view->shard->epoch",
+        "weak/test_weakmem",
+        "another thread fills units before readers can see that they were unlinked; invisible on x86",
+    ),
+    Mutant(
+        "reader's acquire fence dropped",
+        "read.c",
+        "    lec_fence_acquire();\n    return atomic_load_explicit(&bucket->control",
+        "    return atomic_load_explicit(&bucket->control",
+        "weak/test_weakmem",
+        "the second look at the version may be satisfied before the copy; invisible on x86",
+    ),
+    Mutant(
+        "slot published with a relaxed store",
+        "index.c",
+        "slots[slot % LEC_SLOTS_PER_BUCKET], word, memory_order_release);",
+        "slots[slot % LEC_SLOTS_PER_BUCKET], word, memory_order_relaxed);",
+        "weak/test_weakmem",
+        "a reader finds the entry before its bytes; invisible on x86",
+    ),
+    Mutant(
+        "version not bumped when a slot changes",
+        "index.c",
+        "    control_add(bucket_of(view, slot), LEC_VERSION_ONE);    /* U2 */\n",
+        "",
+        "plain/test_threads",
+        "a reader cannot tell that what it copied was given away",
+    ),
+    Mutant(
+        "second look at the control word dropped",
+        "read.c",
+        "    return atomic_load_explicit(&bucket->control, memory_order_relaxed) == control;",
+        "    (void)bucket;\n    (void)control;\n    return true;",
+        "plain/test_threads",
+        "torn values are returned",
+    ),
+    Mutant(
+        "memory freed before the unlink",
+        "write.c",
+        "    lec_index_replace_locked(view, write->slot, lec_slot_word(lec_hash_tag(write->hash), write->unit));\n",
+        "    (void)lec_chain_give(&view->space, old_unit);\n"
+        "    (void)lec_chain_take(&view->space, old_bytes, &old_unit, &(uint32_t){0});\n"
+        "    lec_index_replace_locked(view, write->slot, lec_slot_word(lec_hash_tag(write->hash), write->unit));\n",
+        "weak/test_weakmem",
+        "free-run links are written into an entry that readers still find and still validate",
+    ),
+    Mutant(
+        "published before the payload is written",
+        "write.c",
+        "    return payload_write(write) ? publish_locked(write) : LEC_DAMAGED;\n}\n\n/* Second",
+        "    status = publish_locked(write);\n"
+        "    return payload_write(write) ? status : LEC_DAMAGED;\n}\n\n/* Second",
+        "points/test_crash",
+        "a death in between leaves garbage under a published key",
+    ),
+    Mutant(
+        "overflow count not incremented",
+        "index.c",
+        "    control_add(&view->buckets[home], 1);\n",
+        "",
+        "plain/test_model",
+        "an entry in its alternate bucket is never found",
+    ),
+    # ---- whose value is it ----
+    Mutant(
+        "reader compares the first 8 bytes of a key only",
+        "read.c",
+        "return lec_equal(payload_at(reading, seen), reading->key, reading->key_bytes);",
+        "return lec_equal(payload_at(reading, seen), reading->key, reading->key_bytes < 8 ? reading->key_bytes : 8);",
+        "plain/test_model",
+        "another key's value is returned when tags collide",
+    ),
+    Mutant(
+        "writer compares the tag only",
+        "index.c",
+        "&& lec_chain_equals(&view->space, unit, key, key_bytes);",
+        "&& (key != NULL);",
+        "plain/test_model",
+        "a set overwrites, a delete removes another key",
+    ),
+    Mutant(
+        "version of cas not compared",
+        "write.c",
+        "write->slot != LEC_NONE && lec_load64(&present(write)->version) == store->expected ? LEC_OK : LEC_MISMATCH;",
+        "write->slot != LEC_NONE ? LEC_OK : LEC_MISMATCH;",
+        "plain/test_model",
+        "two compare-and-sets of one version both succeed",
+    ),
+    Mutant(
+        "token not voided by a delete",
+        "write.c",
+        "    token_void(&write->view, write->hash);  /* of an absent key too: a fill that began before must not bring it back */\n",
+        "",
+        "plain/test_model",
+        "a fill that began before a delete brings the old value back",
+    ),
+    Mutant(
+        "tokens not voided by recovery",
+        "recover.c",
+        "lec_put32(&view->generations[at], lec_load32(&view->generations[at]) + 1);",
+        "lec_put32(&view->generations[at], lec_load32(&view->generations[at]));",
+        "points/test_crash",
+        "a writer died between publishing and voiding: an older fill replaces what others have read",
+    ),
+    # ---- time and clear ----
+    Mutant(
+        "clear epoch not checked by readers",
+        "read.c",
+        "    if (lec_load32(&entry->epoch) != reading->epoch || ",
+        "    if (",
+        "points/test_stopped",
+        "keys outlive clear() in shards whose lock could not be had",
+    ),
+    Mutant(
+        "expiry ignored by readers",
+        "read.c",
+        "    if (seen->expires_at <= reading->now_ns) return true;\n",
+        "",
+        "plain/test_model",
+        "expired values are returned",
+    ),
+    Mutant(
+        "expiry bound not lowered on touch",
+        "write.c",
+        "    lec_expiry_note_locked(&write->view, write->node, write->expires_at);\n",
+        "",
+        "plain/test_model",
+        "expired memory is never found again",
+    ),
+    # ---- memory ----
+    Mutant(
+        "old units freed twice on replace",
+        "write.c",
+        "    return updated == LEC_POLICY_OK && lec_chain_give(&view->space, old_unit) == LEC_SPACE_OK ? LEC_OK : LEC_DAMAGED;",
+        "    (void)lec_chain_give(&view->space, old_unit);\n"
+        "    return updated == LEC_POLICY_OK && lec_chain_give(&view->space, old_unit) == LEC_SPACE_OK ? LEC_OK : LEC_DAMAGED;",
+        "plain/test_model",
+        "the same units could be handed out to two keys",
+    ),
+    Mutant(
+        "node given back twice",
+        "room.c",
+        "    lec_node_give_locked(view, node);\n    count_leaving",
+        "    lec_node_give_locked(view, node);\n    lec_node_give_locked(view, node);\n    count_leaving",
+        "plain/test_model",
+        "two entries share one node",
+    ),
+    Mutant(
+        "payload bytes not taken off on delete",
+        "room.c",
+        "    counters_drop(view, entry);\n",
+        "    (void)counters_drop;\n    (void)entry;\n",
+        "plain/test_model",
+        "the counters drift",
+    ),
+    # ---- death and recovery ----
+    Mutant(
+        "dead owner's shard not rebuilt",
+        "shard.c",
+        "    if (error == EOWNERDEAD) adopt_from_dead_owner(view);\n",
+        "    if (error == EOWNERDEAD) pthread_mutex_consistent(view->mutex);\n",
+        "points/test_crash",
+        "half-done changes stay",
+    ),
+    Mutant(
+        "lock consistent and free before the sweep",
+        "shard.c",
+        "    lec_shard_recover_locked(view);\n    lec_stat_add_locked(view, LEC_STAT_RECOVERIES, 1);\n    pthread_mutex_consistent(view->mutex);\n",
+        "    pthread_mutex_consistent(view->mutex);\n    pthread_mutex_unlock(view->mutex);\n    pthread_mutex_lock(view->mutex);\n"
+        "    lec_shard_recover_locked(view);\n    lec_stat_add_locked(view, LEC_STAT_RECOVERIES, 1);\n",
+        "points/test_recovery",
+        "a recoverer that dies leaves a shard that nobody recovers (consistent alone, with the lock kept, is the same as before: "
+        "a death still says so to the next owner)",
+    ),
+    Mutant(
+        "readers not invalidated by recovery",
+        "recover.c",
+        "    lec_index_invalidate_readers_locked(view);\n",
+        "",
+        "points/test_stopped",
+        "killed between slot and version: a stopped reader validates a copy of memory that was given away",
+    ),
+    Mutant(
+        "reservations of live owners forgotten as roots",
+        "reserve.c",
+        "    bool held = owner_lives && state_of(reservation) == LEC_RESERVATION_HELD && unit < space->units;\n",
+        "    bool held = false;\n    (void)owner_lives;\n",
+        "points/test_stopped",
+        "a stopped writer's late stores land in another key's value",
+    ),
+    Mutant(
+        "reservations of live owners reaped",
+        "reserve.c",
+        "    if (owner_lives && state_of(reservation) == LEC_RESERVATION_HELD) return;\n",
+        "    (void)owner_lives;\n",
+        "points/test_stopped",
+        "as above, without any death",
+    ),
+    Mutant(
+        "moved entry's second copy kept by recovery",
+        "recover.c",
+        "        if (lec_slot_load(view, at) == word) return true;\n",
+        "        if (lec_slot_load(view, at) == word) return false;\n",
+        "points/test_crash",
+        "the proof that every unit is reached once fails, and a sound shard is cleared",
+    ),
+    Mutant(
+        "statistics zeroed when a record is adopted",
+        "process.c",
+        "        drop_claims(process);\n        handle->process",
+        "        drop_claims(process);\n"
+        "        for (uint32_t at = 0; at < LEC_STAT_COUNT; at++) atomic_store(&process->stats[at], 0);\n        handle->process",
+        "points/test_crash",
+        "host-wide totals fall",
+    ),
+    Mutant(
+        "next version not restored by recovery",
+        "recover.c",
+        "    if (shard->next_version <= salvage->highest_version || shard->next_version >= VERSION_LIMIT) shard->next_version = salvage->highest_version + 1;\n",
+        "    shard->next_version = 1;\n",
+        "points/test_crash",
+        "versions repeat: a stale cas succeeds",
+    ),
+    # ---- arbitrary bytes ----
+    Mutant(
+        "first unit of a chain not bounded",
+        "read.c",
+        "    if (unit >= reading->space.units) return false;\n",
+        "",
+        "fuzz",
+        "a scribbled slot makes readers leave the segment",
+    ),
+    Mutant(
+        "extent not bounded",
+        "chain.c",
+        "    uint32_t units = lec_load32(&extent->extent_units);\n    if (!lec_space_holds(space, unit, units)) return false;\n",
+        "    uint32_t units = lec_load32(&extent->extent_units);\n",
+        "fuzz",
+        "a scribbled extent makes readers leave the segment",
+    ),
+    Mutant(
+        "length of a value not bounded",
+        "read.c",
+        " || seen->value_bytes > reading->handle->config.max_value_bytes) return false;",
+        ") return false;",
+        "fuzz",
+        "a scribbled length asks for gigabytes",
+    ),
+    # ---- reads leave no trace ----
+    Mutant(
+        "every hit stores a touch",
+        "read.c",
+        "    if (touches < LEC_TOUCH_MAX) atomic_store",
+        "    if (touches <= LEC_TOUCH_MAX) atomic_store",
+        "points/test_readside",
+        "a hot key's line bounces between all processes",
+    ),
+]
