@@ -133,7 +133,9 @@ def recovery(slab: SharedSlab, names: list[bytes], trials: int, generator: rando
         _kill(victim)
         kills += 1
         before = slab.stats().recoveries
-        clock, processor = max(_timed_set(slab, name) for name in generator.sample(names, 4000))
+        clock, processor = max(
+            (_timed_set(slab, name) for name in generator.sample(names, 4000)), key=lambda pair: pair[1]
+        )
         if slab.stats().recoveries > before:
             by_clock.append(clock)
             by_processor.append(processor)

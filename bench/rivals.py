@@ -157,17 +157,6 @@ class Lmdb(Contestant):
         return lambda key: begin().get(key)
 
     @property
-    def get_in_with(self) -> Get:
-        """The documented form; the context manager costs as much again."""
-        begin = self._environment.begin
-
-        def get(key: bytes) -> object:
-            with begin() as transaction:
-                return transaction.get(key)
-
-        return get
-
-    @property
     def store(self) -> Store:
         begin = self._environment.begin
 

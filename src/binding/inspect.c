@@ -60,10 +60,9 @@ Py_ssize_t slab_length(PyObject *self)
     bool is_gone;
     MappingObject *mapping = enter_live((SlabObject *)self, &is_gone);
     if (!mapping) return is_gone ? 0 : -1;
-    struct lec_totals totals = {0};
-    lec_totals(&mapping->handle, &totals);
+    uint64_t entries = lec_entries(&mapping->handle);
     Py_DECREF(mapping);
-    return (Py_ssize_t)totals.entries;
+    return (Py_ssize_t)entries;
 }
 
 /* ---- clear, reap ---- */

@@ -136,6 +136,8 @@ struct lec_totals {
     uint32_t attached_processes;
     uint32_t window_ppm;            /* the admission window's share of the capacity, averaged over the shards */
 };
+/* Published entries, as lec_totals() has them. */
+uint64_t lec_entries(struct lec_handle *handle);
 void lec_totals(struct lec_handle *handle, struct lec_totals *totals);
 
 typedef void (*lec_report_fn)(void *context, const char *message, uint64_t shard, uint64_t detail);

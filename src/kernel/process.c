@@ -55,17 +55,15 @@ static uint64_t number_at(const char *text)
     return value;
 }
 
-/* *unknown: the process could not be looked at (no file descriptor left, say), which proves nothing about it. */
+/* *unknown: the process could not be looked at (no file descriptor left, a /proc mounted with hidepid), which proves
+ * nothing about it. */
 static uint64_t identity_of(int32_t pid, bool *unknown)
 {
     char text[1024];
     *unknown = false;
     if (pid <= 0) return 0;
-    errno = 0;
-    if (stat_read(pid, text, sizeof text) <= 0) {
-        *unknown = errno != ENOENT && errno != ESRCH;
-        return 0;
-    }
+    *unknown = stat_read(pid, text, sizeof text) <= 0;
+    if (*unknown) return 0;
     const char *state = stat_field(text, STAT_FIELD_STATE);
     /* A zombie whose other threads still run is not dead yet: they may be filling a reservation. */
     if (!state || ((*state == 'Z' || *state == 'X') && number_at(stat_field(text, STAT_FIELD_THREADS)) <= 1)) return 0;

@@ -32,6 +32,18 @@ struct lec_flight *lec_flight_at(struct lec_handle *handle, uint32_t index)
     return index < handle->geometry.flight_count ? (struct lec_flight *)(void *)(handle->base + handle->geometry.flights) + index : NULL;
 }
 
+uint64_t lec_entries(struct lec_handle *handle)
+{
+    uint64_t entries = 0;
+    for (uint32_t index = 0; index < handle->geometry.shard_count; index++) {
+        struct lec_shard_view view;
+        lec_shard_view(handle, index, 0, &view);
+        if (atomic_load_explicit(&view.shard->epoch, memory_order_acquire) == lec_epoch(handle))
+            entries += atomic_load_explicit(&view.shard->entries, memory_order_relaxed);
+    }
+    return entries;
+}
+
 static void add_shard(struct lec_handle *handle, uint32_t index, struct lec_totals *totals)
 {
     struct lec_shard_view view;

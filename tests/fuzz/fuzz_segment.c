@@ -65,6 +65,13 @@ static void create_world(void)
     memset(world.base, 0, config.memory_bytes);
     expect(lec_create(world.base, config.memory_bytes, &config, boot_id, NOW, NOW, random) == LEC_OK);
     expect(lec_attach(&world.handle, world.base, config.memory_bytes, boot_id, world.identity, false) == LEC_OK);
+    /* Small entries, every second of them taken away again: what is stored then lies in pieces. */
+    for (uint32_t id = 100; id < 118; id++) (void)store(id, 80, LEC_SET, 0, 0);
+    for (uint32_t id = 100; id < 118; id += 2) {
+        uint8_t key[256];
+        uint32_t key_bytes = make_key(key, id);
+        (void)lec_delete(&world.handle, key, key_bytes, 0, NOW, 0);
+    }
     for (uint32_t id = 0; id < KEYS; id++) (void)store(id, 3 + id * 17, LEC_SET, 0, id % 4 ? 0 : 4000000000);
     world.attached = world.handle;
     world.pristine = malloc(config.memory_bytes);
@@ -110,8 +117,21 @@ static void scribble_raw(struct input *input)
     input->left -= count;
 }
 
+/* Where the entry begins that the index-th slot in use (and onwards) points to; the arena's start if there is none. */
+static uint64_t entry_of(uint64_t shard, uint64_t index)
+{
+    const struct lec_geometry *geometry = &world.handle.geometry;
+    const struct lec_bucket *buckets = (const struct lec_bucket *)(const void *)(world.base + shard + geometry->buckets);
+    uint64_t slots = (uint64_t)geometry->bucket_count * LEC_SLOTS_PER_BUCKET;
+    for (uint64_t at = index; at < index + slots; at++) {
+        uint64_t word = buckets[at % slots / LEC_SLOTS_PER_BUCKET].slots[at % LEC_SLOTS_PER_BUCKET];
+        if (word != 0 && (uint32_t)word - 1 < geometry->units) return shard + geometry->arena + ((uint32_t)word - 1) * (uint64_t)LEC_UNIT;
+    }
+    return shard + geometry->arena;
+}
+
 /* Where the records of each kind begin, and how far apart they lie. */
-static void region_of(uint64_t kind, uint64_t *offset, uint64_t *stride, uint64_t *count)
+static void region_of(uint64_t kind, uint64_t index, uint64_t *offset, uint64_t *stride, uint64_t *count)
 {
     const struct lec_geometry *geometry = &world.handle.geometry;
     uint64_t shard = geometry->shards + geometry->shard_stride * (kind >> 4 & (geometry->shard_count - 1));
@@ -123,14 +143,14 @@ static void region_of(uint64_t kind, uint64_t *offset, uint64_t *stride, uint64_
         {shard + offsetof(struct lec_shard, space), sizeof(struct lec_bin), LEC_SPACE_BINS + 4},
         {shard + offsetof(struct lec_shard, policy), sizeof(struct lec_policy), 1},
         {shard + geometry->buckets, sizeof(struct lec_bucket), geometry->bucket_count},
-        {shard + geometry->buckets, sizeof(struct lec_bucket), geometry->bucket_count},
+        {entry_of(shard, index), sizeof(struct lec_entry), 1},
         {shard + geometry->nodes, sizeof(struct lec_node), geometry->node_count},
         {shard + geometry->sketch, 64, geometry->sketch_lines},
         {shard + geometry->generations, 4, geometry->generation_count},
         {shard + geometry->expiry, 8, geometry->expiry_words},
         {shard + geometry->live, 8, 2},
         {shard + geometry->used, 8, geometry->units / 64 + 1},
-        {shard + geometry->arena, LEC_UNIT, geometry->units},
+        {entry_of(shard, index), sizeof(struct lec_entry), 1},
         {shard + geometry->arena, LEC_UNIT, geometry->units},
     };
     *offset = regions[kind % 16].offset;
@@ -142,13 +162,13 @@ static void region_of(uint64_t kind, uint64_t *offset, uint64_t *stride, uint64_
 static void scribble_field(struct input *input)
 {
     uint64_t offset, stride, count, kind = take(input, 1), index = take(input, 2), field = take(input, 1), how = take(input, 1);
-    region_of(kind, &offset, &stride, &count);
+    region_of(kind, index, &offset, &stride, &count);
     offset += index % count * stride + field * 4 % stride;
     if (offset + 8 > config.memory_bytes) return;
     uint64_t word, other;
     memcpy(&word, world.base + offset, 8);
     memcpy(&other, world.base + (offset + stride + 8 <= config.memory_bytes ? offset + stride : offset), 8);
-    switch (how % 10) {
+    switch (how % 11) {
     case 0: word = take(input, 8); break;
     case 1: word = take(input, 1); break;
     case 2: word ^= UINT64_C(1) << (how >> 2); break;
@@ -158,6 +178,7 @@ static void scribble_field(struct input *input)
     case 6: word += take(input, 1); break;
     case 7: word -= take(input, 1); break;
     case 8: word = world.identity; break;
+    case 9: word = (word & UINT64_C(0xffffffff00000000)) | (world.handle.geometry.units - 1 - take(input, 1) % 16); break;
     default: word = (word & UINT64_C(0xffffffff00000000)) | (uint32_t)take(input, 2); break;
     }
     scribble(offset, &word, how & 128 ? 4 : 8);
