@@ -19,7 +19,7 @@ from workload import Workload, hex_key, payload, pin
 from llm_edge_cache import SharedSlab, SlabConfig
 
 MiB = 1024 * 1024
-CONTROL = 1.8  # a machine on which even the floor does not scale says nothing about the slab
+CONTROL = (1.8, 2.2)  # of the floor: a machine on which it scales otherwise was busy and says nothing about the slab
 WRITES_PER_SECOND = 1000
 OTHER_KEYS = 2000
 BATCH = 500  # calls between two looks at the clock
@@ -122,13 +122,17 @@ def _round(readers: list[Reader], seconds: float) -> dict[str, float]:
     return {"floor": floor, "slab": slab, "writing": writing}
 
 
+def _is_fit(one: dict[str, float]) -> bool:
+    return CONTROL[0] <= one["floor"] <= CONTROL[1]
+
+
 def measure_scaling(
     workload: Workload, value_bytes: int, rounds: int, seconds: float, most_rounds: int
 ) -> dict[str, Any]:
-    """Medians over `rounds` rounds in which the floor scaled by at least CONTROL; the repeated ones are listed as well.
+    """Medians over `rounds` rounds in which the floor scaled as CONTROL says; the repeated ones are listed as well.
 
-    Where `most_rounds` did not hold that many good ones, the rounds whose control was best are taken, and
-    `control_held` is false.
+    Where `most_rounds` did not hold that many, those there were are taken (or the nearest), and `control_held` is
+    false.
     """
     name = f"bench-scaling-{os.getpid()}"
     context = multiprocessing.get_context("fork")
@@ -140,7 +144,7 @@ def measure_scaling(
             for number, key in enumerate(workload.keys):
                 slab.set(key, payload(value_bytes, number))
             readers = [Reader(context, core, name, workload, value_bytes) for core in (0, 1)]
-            while sum(one["floor"] >= CONTROL for one in measured) < rounds and len(measured) < most_rounds:
+            while sum(map(_is_fit, measured)) < rounds and len(measured) < most_rounds:
                 measured.append(_round(readers, seconds))
             for reader in readers:
                 reader.stop()
@@ -150,12 +154,12 @@ def measure_scaling(
 
 
 def _summary(measured: list[dict[str, float]], rounds: int) -> dict[str, Any]:
-    best = sorted(measured, key=lambda one: -one["floor"])
-    good = [one for one in measured if one["floor"] >= CONTROL] or best[:rounds]
-    held = sum(one["floor"] >= CONTROL for one in measured) >= rounds
+    fit = [one for one in measured if _is_fit(one)]
+    good = fit or sorted(measured, key=lambda one: abs(one["floor"] - 2))[:rounds]
+    held = len(fit) >= rounds
     return {
         "rounds": len(good),
-        "repeated": [round(one["floor"], 3) for one in measured if one["floor"] < CONTROL],
+        "repeated": [round(one["floor"], 3) for one in measured if not _is_fit(one)],
         "control_held": held,
         "floor_scaling": statistics.median(one["floor"] for one in good),
         "slab_scaling": statistics.median(one["slab"] for one in good),

@@ -23,10 +23,12 @@ PROGRAMS = [
     "points/test_crash",
     "points/test_recovery",
     "points/test_stopped",
+    "weak/test_weakmem",
 ]
 #: Inputs of the fixed fuzzing run: the committed corpus, and so many mutations of it from a fixed seed.
 FUZZ_RUNS = 20_000
 
+pytestmark = pytest.mark.timeout(600)  # building and killing take a while on a busy machine
 needs_gcc = pytest.mark.skipif(
     not all(shutil.which(tool) for tool in ("gcc", "make", "objcopy")), reason="needs gcc, make and objcopy"
 )
@@ -36,7 +38,13 @@ needs_clang = pytest.mark.skipif(not shutil.which("clang"), reason="needs clang 
 def run(command: list[str], seconds: float) -> str:
     """Returns what the command printed; fails with it when the command fails."""
     outcome = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=seconds, check=False
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        timeout=seconds,
+        check=False,
     )
     if outcome.returncode != 0:
         pytest.fail(f"{' '.join(command)} ended with {outcome.returncode}:\n{outcome.stdout[-6000:]}", pytrace=False)
@@ -59,4 +67,18 @@ def test_the_c_program_succeeds(build: Path, program: str) -> None:
 
 @needs_clang
 def test_a_short_fuzzing_run_finds_nothing(tmp_path: Path) -> None:
-    print(run(["python3", str(TESTS / "fuzz" / "run.py"), "--runs", str(FUZZ_RUNS), "--seed", "1", "--work", str(tmp_path)], 300))
+    print(
+        run(
+            [
+                "python3",
+                str(TESTS / "fuzz" / "run.py"),
+                "--runs",
+                str(FUZZ_RUNS),
+                "--seed",
+                "1",
+                "--work",
+                str(tmp_path),
+            ],
+            300,
+        )
+    )

@@ -162,7 +162,7 @@ def test_one_key_is_no_iterable_of_keys(slab: SharedSlab, method: str, keys: Any
 
 
 def test_set_many_takes_a_mapping(slab: SharedSlab) -> None:
-    with pytest.raises((TypeError, AttributeError)):
+    with pytest.raises(TypeError, match="mapping must have items"):
         slab.set_many(cast(Any, [(b"key", b"value")]))
     with pytest.raises(TypeError, match="pairs"):
         slab.set_many(Pairs(cast(Any, [(b"key",)])))
@@ -263,6 +263,20 @@ def test_too_little_memory_names_what_would_do() -> None:
         SlabConfig(memory_bytes=200_000, max_value_bytes=100_000)
     least = int(str(caught.value).split("at least ")[1].split()[0])
     assert SlabConfig(memory_bytes=least, max_entries=195, max_value_bytes=100_000).memory_bytes == least
+
+
+@pytest.mark.parametrize("entries", [1, 1000, 1_000_000])
+def test_what_would_do_does_even_where_more_memory_means_larger_tables(entries: int) -> None:
+    with pytest.raises(ValueError, match="at least") as caught:
+        SlabConfig(memory_bytes=1 << 20, max_entries=entries, max_value_bytes=1 << 20)
+    least = int(str(caught.value).split("at least ")[1].split()[0])
+    assert SlabConfig(memory_bytes=least, max_entries=entries, max_value_bytes=1 << 20).memory_bytes == least
+
+
+@pytest.mark.parametrize("seconds", [8.3, 16.1, 34570.69577046054, 1e-9, 86400 * 365.3, 1e300])
+def test_times_survive_the_way_to_the_segment_and_back(seconds: float) -> None:
+    config = SlabConfig(memory_bytes=8 << 20, ttl=seconds, tti=seconds)
+    assert SlabConfig.from_native(config.to_native()).differences(config) == []
 
 
 def test_what_is_none_is_derived() -> None:

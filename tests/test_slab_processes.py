@@ -7,6 +7,7 @@ import functools
 import multiprocessing
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -17,8 +18,9 @@ from typing import Any
 
 import pytest
 
-from llm_edge_cache import SharedSlab, SlabBusyError, SlabNotFoundError
+from llm_edge_cache import SharedSlab, SlabBusyError, SlabConfig, SlabNotFoundError
 
+MiB = 1 << 20
 PROCESSES = 4
 ROUNDS = 500
 METHODS = ["fork", "spawn", "forkserver"]
@@ -150,6 +152,41 @@ def test_a_forked_child_is_a_process_of_its_own(slab: SharedSlab) -> None:
     assert slab.stats().attached_processes == 1
     slab.get(b"absent")
     assert slab.stats().misses == 3
+
+
+def test_a_child_without_a_file_descriptor_to_learn_its_identity_with_reserves_nothing(slab: SharedSlab) -> None:
+    """Others would take a reservation of nobody's for a dead process's, and give its units away while it is filled."""
+    value = b"v" * 400_000
+
+    def store(deadline: float) -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
+        while time.monotonic() < deadline:
+            slab.set(b"large %d" % os.getpid(), value)
+            assert slab.get(b"large %d" % os.getpid()) in (value, None)
+
+    deadline = time.monotonic() + 1.5
+    children = [multiprocessing.get_context("fork").Process(target=store, args=(deadline,)) for _ in range(2)]
+    for child in children:
+        child.start()
+    while time.monotonic() < deadline:
+        slab.reap()
+        assert slab.check() == []
+    for child in children:
+        child.join()
+        assert child.exitcode == 0
+
+
+def test_a_process_that_calls_exec_is_one_attached_process(slab: SharedSlab, run_python: Callable[..., str]) -> None:
+    program = """
+import os, sys
+from llm_edge_cache import SharedSlab
+slab = SharedSlab.attach(sys.argv[1])
+slab.get(b"key")
+if len(sys.argv) == 2:
+    os.execv(sys.executable, [*sys.orig_argv, "again"])
+print(slab.stats().attached_processes)
+"""
+    assert run_python(program, slab.name) == "2"
 
 
 def test_a_child_that_never_used_the_slab_leaves_its_parent_s_record_alone(slab: SharedSlab) -> None:
@@ -301,6 +338,28 @@ def test_other_threads_run_while_one_waits_for_a_lock(slab: SharedSlab) -> None:
     done.set()
     thread.join()
     assert len(waited) > 3
+
+
+def test_a_writer_that_dies_during_a_check_is_no_finding(name: str) -> None:
+    """Its reservation was a live one's when the check began, and its units are reached from nothing else."""
+
+    def store_for_ever() -> None:
+        while True:
+            slab.set(b"large", b"v" * (6 * MiB))
+
+    context = multiprocessing.get_context("fork")
+    with SharedSlab(name, SlabConfig(memory_bytes=64 * MiB, max_entries=30_000, max_value_bytes=8 * MiB)) as slab:
+        for number in range(20_000):  # a check takes milliseconds
+            slab.set(b"%d" % number, b"small")
+        for round_ in range(40):
+            writer = context.Process(target=store_for_ever)
+            writer.start()
+            killer = threading.Timer(0.01 + round_ % 10 / 1000, writer.kill)
+            killer.start()
+            for _check in range(3):
+                assert slab.check() == []
+            killer.join()
+            writer.join()
 
 
 def test_a_killed_writer_s_lock_is_taken_over_at_once(slab: SharedSlab) -> None:

@@ -110,6 +110,8 @@ PyObject *slab_set_many(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
     struct store_call call = {.store = {.mode = LEC_SET}};
     if (!arguments_parse("set_many", args, nargs, keywords, names, 3, 1, 1, given)) return NULL;
     if (!lives_parse((SlabObject *)self, given[1], given[2], &call)) return NULL;
+    if (!PyDict_Check(given[0]) && !PyObject_HasAttrString(given[0], "items"))
+        return PyErr_Format(PyExc_TypeError, "mapping must have items(), and %.100s has none", Py_TYPE(given[0])->tp_name);
     PyObject *items = PyMapping_Items(given[0]);
     if (!items) return NULL;
     PyObject *refused = PyList_New(0);

@@ -68,7 +68,8 @@ uint32_t lec_attached(struct lec_handle *handle);
 void lec_reap(struct lec_handle *handle, uint64_t now_ns, uint64_t timeout_ns);
 
 /* ---- reads: no lock (but for one bounded attempt after eight lost races) ---- */
-/* Returns a buffer of `bytes` bytes, or NULL to give up; may be called again with another size in one operation. */
+/* Returns a buffer of `bytes` bytes, or NULL to give up; may be called again with another size in one operation, and is
+ * called with 0 before the one attempt under the lock: whatever the callback let go of, it takes back now, not then. */
 typedef void *(*lec_buffer_fn)(void *context, uint64_t bytes);
 
 struct lec_read {

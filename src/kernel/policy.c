@@ -95,10 +95,11 @@ static void touches_clear(const struct lec_policy_view *view, const struct lec_n
 static uint32_t touches_take(const struct lec_policy_view *view, const struct lec_node *node)
 {
     uint32_t count = touches_peek(view, node);
-    if (count) {
-        touches_clear(view, node);
-        count_accesses(view, node->tag, count);
-    }
+    if (!count)
+        return 0;
+    touches_clear(view, node);
+    count_accesses(view, node->tag, count);
+    lec_shadow_touched(&view->state->shadow, node->tag, count);
     return count;
 }
 
@@ -226,7 +227,7 @@ static bool is_protected_over(const struct lec_policy_view *view)
 /* The tail of the list if it is sound and not protected (then it goes to the head, once), else LEC_NONE. */
 static uint32_t tail_of(struct hunt *hunt, enum lec_list which)
 {
-    uint32_t id = list_of(hunt->view, which)->tail;
+    uint32_t id = hunt->damaged ? LEC_NONE : list_of(hunt->view, which)->tail;
     if (id == hunt->protect_id && id != LEC_NONE) {
         move_to_head(hunt, id, which);
         id = hunt->damaged ? LEC_NONE : list_of(hunt->view, which)->tail;
@@ -250,11 +251,9 @@ static bool is_touched(struct hunt *hunt, uint32_t id)
 /* Second chance: touched tails start over at the head. */
 static uint32_t untouched_tail(struct hunt *hunt, enum lec_list which)
 {
-    uint32_t id = tail_of(hunt, which);
-    while (id != LEC_NONE && is_touched(hunt, id)) {
+    uint32_t id;
+    while ((id = tail_of(hunt, which)) != LEC_NONE && is_touched(hunt, id))
         move_to_head(hunt, id, which);
-        id = hunt->damaged ? LEC_NONE : tail_of(hunt, which);
-    }
     return id;
 }
 
@@ -391,13 +390,12 @@ static uint32_t poll_key(const struct lec_policy_view *view, struct lec_shadow_k
     uint32_t hits = node ? poll_touches(view, node, key) : 0u;
     if (!node)
         lec_shadow_gone(&view->state->shadow, key);
-    else if (hits)
+    if (hits)
         lec_shadow_hit(&view->state->shadow, key, hits);
     return hits;
 }
 
-/* Looks at a few sampled keys, and at more as long as it finds hits. Where inserts are rare among many hits, a slow
- * round would deliver hits long after inserts that they preceded; and there is time, as so many calls were hits. */
+/* Looks at a few sampled keys, and at more as long as it finds hits: where inserts are rare, there is time for it. */
 static void poll_hits(const struct lec_policy_view *view)
 {
     uint32_t budget = LEC_SHADOW_KEYS * POLL_ROUNDS_PER_TURNOVER / view->max_entries;
@@ -456,10 +454,10 @@ enum lec_policy_status lec_policy_update(const struct lec_policy_view *view, uin
 
 enum lec_policy_status lec_policy_remove(const struct lec_policy_view *view, uint32_t id)
 {
-    enum lec_policy_status status = unlink_entry(view, id);
-    if (status == LEC_POLICY_OK)
-        lec_shadow_remove(&view->state->shadow, view->nodes[id].tag);
-    return status;
+    if (unlink_entry(view, id) != LEC_POLICY_OK)
+        return LEC_POLICY_DAMAGED;
+    lec_shadow_remove(&view->state->shadow, view->nodes[id].tag);
+    return LEC_POLICY_OK;
 }
 
 enum lec_policy_status lec_policy_evict(const struct lec_policy_view *view, uint32_t id)

@@ -127,17 +127,24 @@ static bool claim_one(struct lec_handle *handle, enum claim what)
 
 void lec_process_claim(struct lec_handle *handle)
 {
+    /* Who could not learn its own identity (after fork, with no file descriptor left to read /proc with) shares record 0:
+     * 1 W claims a record with owner 0, which stays nobody's  2 W reserves units and fills them  3 another process takes
+     * the reservation for a dead owner's and gives the units to another key  4 W's late stores land in that one's value. */
+    bool is_known = handle->identity != 0;
     /* Dead owners' records first: their number stays that of the processes alive at one time. */
-    if (claim_one(handle, CLAIM_DEAD) || claim_one(handle, CLAIM_UNUSED)) return;
+    if (is_known && (claim_one(handle, CLAIM_DEAD) || claim_one(handle, CLAIM_UNUSED))) return;
     handle->process = lec_process_at(handle, 0);
     handle->concurrent = true;
 }
 
 uint32_t lec_attached(struct lec_handle *handle)
 {
-    uint32_t alive = 0;
-    for (uint32_t index = 1; index < handle->geometry.process_count; index++)
-        alive += lec_identity_is_alive(atomic_load_explicit(&lec_process_at(handle, index)->owner, memory_order_relaxed));
+    /* This process counts once: it may share record 0, or have left a record behind when it called exec. */
+    uint32_t alive = 1;
+    for (uint32_t index = 1; index < handle->geometry.process_count; index++) {
+        uint64_t owner = atomic_load_explicit(&lec_process_at(handle, index)->owner, memory_order_relaxed);
+        alive += owner != handle->identity && lec_identity_is_alive(owner);
+    }
     return alive;
 }
 

@@ -184,6 +184,9 @@ static enum lec_status read_locked(const struct reading *reading)
 {
     struct lec_shard_view view;
     lec_shard_view(reading->handle, lec_shard_of(reading->handle, reading->hash), reading->now_ns, &view);
+    /* The caller may have let go of its own lock (the GIL) to copy into the last buffer. It takes it back now: waiting for
+     * it with the shard locked would hold up every writer. */
+    if (reading->buffer) (void)reading->buffer(reading->context, 0);
     if (lec_shard_lock(&view, 0) != LEC_OK) return LEC_ABSENT;
     lec_stat_add(reading->handle, LEC_STAT_READS_LOCKED, 1);
     enum lec_status status = try_read(reading);

@@ -94,6 +94,24 @@ static void mark_one(const struct lec_shard_view *view, struct lec_reservation *
     else lec_reservation_close_locked(view, reservation);
 }
 
+/* Alive or dead: an owner may die, or abandon it, at any moment of the check. */
+static void verify_one(const struct lec_shard_view *view, struct lec_reservation *reservation, bool owner_lives, void *context)
+{
+    uint32_t *sound = context, units, unit = lec_load32(&reservation->unit);
+    (void)owner_lives;
+    if (unit >= view->space.units) return;
+    const struct lec_entry *entry = lec_entry_at(&view->space, unit);
+    uint64_t payload_bytes = (uint64_t)lec_load16(&entry->key_bytes) + lec_load32(&entry->value_bytes);
+    *sound += lec_chain_mark(&view->space, unit, payload_bytes, &units);
+}
+
+uint32_t lec_reservations_verify_locked(const struct lec_shard_view *view)
+{
+    uint32_t sound = 0;
+    for_each(view, verify_one, &sound);
+    return sound;
+}
+
 uint32_t lec_reservations_mark_locked(const struct lec_shard_view *view)
 {
     uint32_t count = 0;

@@ -20,7 +20,10 @@ void lec_reservation_abandon(const struct lec_shard_view *view, struct lec_reser
 void lec_reservations_reap_locked(const struct lec_shard_view *view, bool look_for_dead_owners);
 /* Marks the units of every reservation of this shard that may still be written to; drops the rest. Returns how many. */
 uint32_t lec_reservations_mark_locked(const struct lec_shard_view *view);
-/* Reservations of this shard, in any state but FREE. */
+/* Marks the units of every reservation of this shard, whoever owns it, for the checker; changes none. Returns how many
+ * are sound. */
+uint32_t lec_reservations_verify_locked(const struct lec_shard_view *view);
+/* Reservations of this shard, held or abandoned. */
 uint32_t lec_reservations_count_locked(const struct lec_shard_view *view);
 
 #endif

@@ -83,6 +83,17 @@ static bool lay_out(const struct lec_config *config, struct lec_geometry *geomet
     return geometry->units >= units_wanted(config) && geometry->arena + (uint64_t)geometry->units * LEC_UNIT <= geometry->shard_stride;
 }
 
+/* The least that would do. More memory may mean more processes and flights (scales[]), hence more memory. */
+static uint64_t minimum_of(struct lec_config config, struct lec_geometry *geometry)
+{
+    for (;;) {
+        lay_out_fixed(&config, geometry);
+        uint64_t needed = round_up(geometry->shards + lay_out_tables(&config, geometry) + units_wanted(&config) * (LEC_UNIT + 1) + 4 * LEC_LINE, LEC_PAGE);
+        if (needed <= config.memory_bytes) return needed;
+        config.memory_bytes = needed;
+    }
+}
+
 bool lec_geometry_derive(const struct lec_config *config, struct lec_geometry *geometry, uint64_t *minimum_bytes)
 {
     memset(geometry, 0, sizeof *geometry);
@@ -93,8 +104,7 @@ bool lec_geometry_derive(const struct lec_config *config, struct lec_geometry *g
     for (; geometry->shard_count > 0; geometry->shard_count /= 2)
         if (lay_out(config, geometry)) return true;
     geometry->shard_count = 1;
-    lay_out_fixed(config, geometry);
-    if (minimum_bytes) *minimum_bytes = round_up(geometry->shards + lay_out_tables(config, geometry) + units_wanted(config) * (LEC_UNIT + 1) + 4 * LEC_LINE, LEC_PAGE);
+    if (minimum_bytes) *minimum_bytes = minimum_of(*config, geometry);
     return false;
 }
 

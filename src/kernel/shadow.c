@@ -3,8 +3,8 @@
 #include <stddef.h>
 #include <string.h>
 
-/* Before anything is known: no traffic loses much with it, and what wants a large window loses most without. */
-#define SHARE_FIRST (LEC_SHARE_ONE / 5u * 2u)
+/* Before anything is known: between what loops want (little) and what conversations want (much). */
+#define SHARE_FIRST (LEC_SHARE_ONE / 10u * 3u)
 #define PROTECTED_TENTHS 8u             /* of the main space */
 #define LIVE_MOST 224u                  /* sampled entries: more than that, and fewer keys are sampled ... */
 #define LIVE_LEAST 96u                  /* ... fewer than that, and more are */
@@ -14,9 +14,11 @@
 #define SCORE_ONE 256u
 #define ROOM_ONE 1024u
 #define JUDGEMENTS_PER_TURNOVER 4u
-#define SCORE_MEMORY 64u                /* judgements over which scores decay: some 16 turnovers of the cache */
+#define SCORE_MEMORY 128u               /* judgements over which scores decay: some 32 turnovers of the cache */
 #define NOISE 2u                        /* standard deviations by which a racer may lag and still have a say */
-#define HANDICAP 64u                    /* disputed accesses */
+#define HANDICAP 24u                    /* disputed accesses that a decision takes for granted */
+#define DOUBT 8u                        /* the same, when racers are weighed against the best */
+#define WEIGHT_ONE 256u
 #define TOUCHES_MOST 3u
 
 /* Dense where the optimum is sharp: with little window every percent counts. */
@@ -292,6 +294,15 @@ static void insert(struct race *race, uint32_t index, uint32_t touches)
     spill(race);
 }
 
+/* A hit moves nothing, but brings no room either: where all is hits, nobody else would notice a shrunken room. */
+static void hold(struct race *race, uint32_t index, uint32_t touches)
+{
+    struct lec_shadow_key *key = &race->shadow->keys[index];
+    key_set(key, race->number, key_list(key, race->number), key_touches(key, race->number) + touches);
+    if (ring_count(race, LEC_LIST_WINDOW) + main_count(race) > race->room)
+        evict_one(race);
+}
+
 static uint32_t part(uint32_t room, uint32_t share)
 {
     uint32_t size = (uint32_t)((uint64_t)room * share / LEC_SHARE_ONE);
@@ -315,20 +326,31 @@ static uint32_t square_root(uint32_t x)
     return root;
 }
 
-static uint32_t best_score(const struct lec_shadow *shadow)
+static uint32_t best_racer(const struct lec_shadow *shadow)
 {
     uint32_t best = 0;
-    for (uint32_t racer = 0; racer < LEC_SHADOW_RACERS; racer++)
-        best = shadow->racers[racer].score > best ? shadow->racers[racer].score : best;
+    for (uint32_t racer = 1; racer < LEC_SHADOW_RACERS; racer++)
+        best = shadow->racers[racer].score > shadow->racers[best].score ? racer : best;
     return best;
 }
 
-static uint32_t worst_score(const struct lec_shadow *shadow)
+static uint32_t worst_racer(const struct lec_shadow *shadow)
 {
-    uint32_t worst = UINT32_MAX;
-    for (uint32_t racer = 0; racer < LEC_SHADOW_RACERS; racer++)
-        worst = shadow->racers[racer].score < worst ? shadow->racers[racer].score : worst;
+    uint32_t worst = 0;
+    for (uint32_t racer = 1; racer < LEC_SHADOW_RACERS; racer++)
+        worst = shadow->racers[racer].score < shadow->racers[worst].score ? racer : worst;
     return worst;
+}
+
+/* Accesses that were a hit to just one of two racers, in 1/256. */
+static uint32_t disputes(const struct lec_shadow *shadow, uint32_t one, uint32_t other)
+{
+    return shadow->racers[one].beats[other] + shadow->racers[other].beats[one];
+}
+
+static uint32_t chance_margin(uint32_t disputed)
+{
+    return square_root(disputed) * square_root(SCORE_ONE) * NOISE;
 }
 
 /* The mean share of the racers in the lead. Two racers that differ on n accesses differ in hits by chance with a
@@ -336,14 +358,14 @@ static uint32_t worst_score(const struct lec_shadow *shadow)
  * the lead, the more it weighs. Where all are alike, the share stays what it is. */
 static uint32_t favoured_share(const struct lec_shadow *shadow)
 {
-    uint64_t margin = (uint64_t)square_root(shadow->disputed) * square_root(SCORE_ONE) * NOISE;
     uint64_t weights = 0, sum = 0;
-    uint32_t best = best_score(shadow);
+    uint32_t best = best_racer(shadow);
     for (uint32_t racer = 0; racer < LEC_SHADOW_RACERS; racer++) {
-        uint64_t lag = best - shadow->racers[racer].score;
-        uint64_t weight = lag < margin ? (margin - lag) * (margin - lag) : 0u;
-        weights += weight;
-        sum += weight * shares[racer];
+        uint64_t lag = shadow->racers[best].score - shadow->racers[racer].score;
+        uint64_t margin = chance_margin(disputes(shadow, best, racer) + DOUBT * SCORE_ONE);
+        uint64_t weight = lag < margin ? (margin - lag) * WEIGHT_ONE / margin : 0u;
+        weights += weight * weight;
+        sum += weight * weight * shares[racer];
     }
     return weights ? (uint32_t)(sum / weights) : shadow->share;
 }
@@ -352,17 +374,25 @@ static uint32_t favoured_share(const struct lec_shadow *shadow)
  * hasty excursion throws away a main space that takes long to grow again. */
 static bool is_decided(const struct lec_shadow *shadow)
 {
-    uint32_t margin = square_root(shadow->disputed + HANDICAP * SCORE_ONE) * square_root(SCORE_ONE) * NOISE;
-    return best_score(shadow) - worst_score(shadow) >= margin;
+    uint32_t best = best_racer(shadow), worst = worst_racer(shadow);
+    uint32_t margin = chance_margin(disputes(shadow, best, worst) + HANDICAP * SCORE_ONE);
+    return shadow->racers[best].score - shadow->racers[worst].score >= margin;
+}
+
+static void fade(uint32_t *count)
+{
+    *count -= *count / SCORE_MEMORY;
 }
 
 static void judge(struct lec_shadow *shadow)
 {
     if (is_decided(shadow))
         shadow->share = (shadow->share % LEC_SHARE_ONE + favoured_share(shadow)) / 2u;
-    for (uint32_t racer = 0; racer < LEC_SHADOW_RACERS; racer++)
-        shadow->racers[racer].score -= shadow->racers[racer].score / SCORE_MEMORY;
-    shadow->disputed -= shadow->disputed / SCORE_MEMORY;
+    for (uint32_t racer = 0; racer < LEC_SHADOW_RACERS; racer++) {
+        fade(&shadow->racers[racer].score);
+        for (uint32_t other = 0; other < LEC_SHADOW_RACERS; other++)
+            fade(&shadow->racers[racer].beats[other]);
+    }
     shadow->accesses = 0;
 }
 
@@ -380,16 +410,23 @@ static uint32_t follow_room(struct lec_shadow *shadow)
     return room < 2u ? 2u : room;
 }
 
+static void score_hit(struct lec_shadow_racer *racer, const struct lec_shadow_key *key)
+{
+    racer->score += SCORE_ONE;
+    for (uint32_t other = 0; other < LEC_SHADOW_RACERS; other++)
+        if (key_list(key, other) == LEC_LIST_FREE)
+            racer->beats[other] += SCORE_ONE;
+}
+
 /* Only what the racers disagree on tells them apart. */
 static void settle_scores(struct lec_shadow *shadow, const struct lec_shadow_key *key)
 {
     uint32_t hits = holders(key);
     if (hits == 0 || hits == LEC_SHADOW_RACERS)
         return;
-    shadow->disputed += SCORE_ONE;
     for (uint32_t racer = 0; racer < LEC_SHADOW_RACERS; racer++)
         if (key_list(key, racer) != LEC_LIST_FREE)
-            shadow->racers[racer].score += SCORE_ONE;
+            score_hit(&shadow->racers[racer], key);
 }
 
 static void access_key(struct lec_shadow *shadow, struct lec_shadow_key *key, uint32_t count)
@@ -404,7 +441,7 @@ static void access_key(struct lec_shadow *shadow, struct lec_shadow_key *key, ui
         if (list == LEC_LIST_FREE)
             insert(&race, index, count - 1u);
         else
-            key_set(key, number, list, key_touches(key, number) + count);
+            hold(&race, index, count);
     }
     if (++shadow->accesses > room / JUDGEMENTS_PER_TURNOVER)
         judge(shadow);
@@ -416,12 +453,15 @@ static void sample_fewer(struct lec_shadow *shadow)
 {
     shadow->threshold = shadow->threshold / 4u * 3u;
     shadow->room = shadow->room / 4u * 3u;
-    shadow->live = 0;
+    uint32_t live = 0;
     for (uint32_t i = 0; i < LEC_SHADOW_KEYS; i++) {
         if (!is_sampled(shadow, shadow->keys[i].tag))
             key_drop(shadow, &shadow->keys[i]);
-        shadow->live += shadow->keys[i].node != LEC_NONE;
+        live += shadow->keys[i].node != LEC_NONE;
     }
+    shadow->live = live;
+    shadow->counted = 0;
+    shadow->cursor = 0;     /* a new round: the old one has counted keys that are gone */
     compact_rings(shadow);
 }
 
@@ -461,6 +501,17 @@ struct lec_shadow_key *lec_shadow_next(struct lec_shadow *shadow, uint32_t *budg
 void lec_shadow_hit(struct lec_shadow *shadow, struct lec_shadow_key *key, uint32_t count)
 {
     access_key(shadow, key, count);
+}
+
+void lec_shadow_touched(struct lec_shadow *shadow, uint32_t tag, uint32_t count)
+{
+    struct lec_shadow_key *key = is_sampled(shadow, tag) ? key_find(shadow, tag) : NULL;
+    if (!key)
+        return;
+    uint32_t before = key->polled;
+    key->polled = 0;
+    if (count > before)
+        access_key(shadow, key, count - before);
 }
 
 void lec_shadow_gone(struct lec_shadow *shadow, struct lec_shadow_key *key)

@@ -5,8 +5,9 @@
  * climber can tell what lies behind the next hill. A miniature with 1/k of the room that sees 1/k of the keys has
  * nearly the hit ratio of the whole (Waldspurger et al., USENIX ATC 2017; Einziger et al., Middleware 2018).
  *
- * Where the accesses come from: misses are inserts, which the policy sees. Hits nobody reports; the policy polls the
- * touch bytes of sampled entries, a few at each insert, which costs readers nothing.
+ * Where the accesses come from: misses are inserts, which the policy sees. Hits nobody reports; the policy finds them
+ * in the touch bytes of sampled entries, which it polls, a few at each insert, and takes when it examines an entry.
+ * Neither may lose any: racers that are not told of hits see fewer keys than there are and find that all of them fit.
  *
  * Each miniature is the real policy in small: three FIFO rings with lazy promotion, contests by frequency. Ring items
  * are not searched for when a key leaves; the key's own record says which ring it is in, and a stale item is skipped.
@@ -49,6 +50,7 @@ struct lec_shadow_ring {
 struct lec_shadow_racer {
     struct lec_shadow_ring rings[3];    /* by enum lec_list - 1 */
     uint32_t score;                     /* decayed hits on accesses that not all racers agreed on, in 1/256 */
+    uint32_t beats[LEC_SHADOW_RACERS];  /* decayed accesses that were hits here and misses there, in 1/256 */
 };
 
 struct lec_shadow {
@@ -60,7 +62,6 @@ struct lec_shadow {
     uint32_t cursor;                    /* next key to poll */
     uint32_t counted;                   /* live keys seen in this round of polling */
     uint32_t accesses;                  /* since the racers were last judged */
-    uint32_t disputed;                  /* decayed accesses that not all racers agreed on, in 1/256 */
     uint32_t is_full;                   /* the real cache has evicted a sampled key */
     struct lec_sketch_aging aging;
     uint64_t words[LEC_SHADOW_LINES * LEC_SKETCH_WORDS_PER_LINE];
@@ -76,6 +77,9 @@ void lec_shadow_insert(struct lec_shadow *shadow, uint32_t tag, uint32_t node);
 /* A key left the cache: evicted (the racers decide for themselves), or deleted (the racers lose it too). */
 void lec_shadow_evict(struct lec_shadow *shadow, uint32_t tag);
 void lec_shadow_remove(struct lec_shadow *shadow, uint32_t tag);
+
+/* The entry of a key was examined and its touches (1..LEC_TOUCH_MAX) taken: hits, but for those that polls have seen. */
+void lec_shadow_touched(struct lec_shadow *shadow, uint32_t tag, uint32_t count);
 
 /* The next live key to poll, NULL when the budget of keys to look at is spent. */
 struct lec_shadow_key *lec_shadow_next(struct lec_shadow *shadow, uint32_t *budget);

@@ -152,6 +152,8 @@ static enum lec_status replace_locked(struct write *write)
     uint32_t old_unit = lec_slot_unit(lec_slot_load(view, write->slot));
     uint64_t old_bytes = (uint64_t)lec_load16(&old->key_bytes) + lec_load32(&old->value_bytes);
     header_finish_locked(write, write->node);
+    /* Before publication, or a reader takes the new entry for idle since the old one's last access (0 without a tti). */
+    if (write->tti_ms) atomic_store_explicit(&view->nodes[write->node].accessed_at, view->now_ns, memory_order_relaxed);
     lec_index_replace_locked(view, write->slot, lec_slot_word(lec_hash_tag(write->hash), write->unit));
     node_write_locked(write, write->node, write->slot);
     counters_add(view, 0, (uint64_t)write->store->key_bytes + write->store->value_bytes, old_bytes);
@@ -353,9 +355,11 @@ static enum lec_status touch_locked(struct write *write, void *context)
     struct lec_entry *entry = present(write);
     struct lec_node *node = &write->view.nodes[write->node];
     if (lec_load32(&entry->tti_ms)) atomic_store_explicit(&node->accessed_at, write->view.now_ns, memory_order_relaxed);
-    lec_expiry_note_locked(&write->view, write->node, write->expires_at);
     lec_put64(&entry->expires_at, write->expires_at);
     node->expires_at = write->expires_at;
+    /* The whole deadline: 1 T reads the clock, waits for the lock  2 a reader stamps a later access  3 a sweep raises the
+     * bound to that access's end of idle time  4 T puts its own, earlier access there, below the bound. */
+    lec_expiry_note_locked(&write->view, write->node, lec_expiry_deadline_locked(&write->view, write->node));
     return LEC_OK;
 }
 
@@ -434,11 +438,12 @@ enum lec_status lec_incr(struct lec_handle *handle, const void *key, uint32_t ke
 /* The epoch's one store makes every entry miss, everywhere and at once; then this call sweeps. */
 enum lec_status lec_clear(struct lec_handle *handle, uint64_t now_ns, uint64_t timeout_ns)
 {
-    if (lec_is_retired(handle)) return LEC_RETIRED;
     uint64_t state = atomic_load_explicit(&handle->header->state, memory_order_relaxed);
     uint64_t next;
-    do next = (state & ~(uint64_t)UINT32_MAX) | (uint32_t)(state + 1);
-    while (!atomic_compare_exchange_weak(&handle->header->state, &state, next));
+    do {
+        if (state >> 32 != 0) return LEC_RETIRED;
+        next = (state & ~(uint64_t)UINT32_MAX) | (uint32_t)(state + 1);
+    } while (!atomic_compare_exchange_weak(&handle->header->state, &state, next));
     for (uint32_t index = 0; index < handle->geometry.shard_count; index++) {
         struct lec_shard_view view;
         lec_shard_view(handle, index, now_ns, &view);

@@ -26,7 +26,8 @@ _POLL_SECONDS: Final = 0.002
 _OPEN_FLAGS: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 MODE: Final = 0o600
 
-# Locks that this process holds. A child forked meanwhile closes its copies, or it would hold them too.
+# Lock files that this process holds or waits for. A child forked meanwhile closes its copies, or it would hold them too,
+# once they are locked, beyond this process's end.
 _held: set[int] = set()
 
 
@@ -49,7 +50,6 @@ def hold(place: Place) -> Iterator[None]:
         SlabBusyError: another process has held the lock for 10 s.
     """
     file = _acquire(place)
-    _held.add(file)
     try:
         yield
     finally:
@@ -58,8 +58,7 @@ def hold(place: Place) -> Iterator[None]:
                 os.unlink(place.lock)
         # Explicitly: a child that inherited the file would keep the lock.
         fcntl.flock(file, fcntl.LOCK_UN)
-        _held.discard(file)
-        os.close(file)
+        _close(file)
 
 
 def open_trusted(path: str, owner: Owner, *, create: bool = False) -> int:
@@ -130,15 +129,21 @@ def _acquire(place: Place) -> int:
     deadline = time.monotonic() + _WAIT_SECONDS
     while True:
         file = _open_lock(place)
+        _held.add(file)
         try:
             _lock(file, place, deadline)
             if _is_at(file, place.lock):
                 _remember(file, place.name)
                 return file
         except BaseException:
-            os.close(file)
+            _close(file)
             raise
-        os.close(file)
+        _close(file)
+
+
+def _close(file: int) -> None:
+    _held.discard(file)
+    os.close(file)
 
 
 def _open_lock(place: Place) -> int:

@@ -126,7 +126,8 @@ def _seconds(field: str, value: object) -> float | None:
 
 
 def _ns(seconds: float | None) -> int:
-    return 0 if seconds is None else min(math.ceil(seconds * _NS), _LONGEST_LIFE_NS)
+    # Whole microseconds survive the way to a float and back (8.3 s in ns would not), so equal configurations stay equal.
+    return 0 if seconds is None else min(max(round(seconds * 1_000_000), 1) * 1000, _LONGEST_LIFE_NS)
 
 
 class EntryInfo(msgspec.Struct, frozen=True):

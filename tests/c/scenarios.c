@@ -93,6 +93,25 @@ static void full_large(struct world *world, struct stage *stage)
     stage->new_bytes = 12000;
 }
 
+static const struct lec_bucket *buckets_in(const struct world *world, const uint8_t *base)
+{
+    return (const struct lec_bucket *)(const void *)(base + world->handle.geometry.shards + world->handle.geometry.buckets);
+}
+
+/* Entries that lie in more than one piece. */
+static uint32_t chained_entries(const struct world *world)
+{
+    uint32_t chained = 0;
+    const struct lec_bucket *buckets = buckets_in(world, world->base);
+    const uint8_t *arena = world->base + world->handle.geometry.shards + world->handle.geometry.arena;
+    for (uint32_t slot = 0; slot < world->handle.geometry.bucket_count * LEC_SLOTS_PER_BUCKET; slot++) {
+        uint64_t word = buckets[slot / LEC_SLOTS_PER_BUCKET].slots[slot % LEC_SLOTS_PER_BUCKET];
+        const struct lec_entry *entry = (const void *)(arena + (uint64_t)((uint32_t)word - 1) * LEC_UNIT);
+        chained += word != 0 && entry->next != LEC_NONE;
+    }
+    return chained;
+}
+
 /* Free units enough, but in runs of a few: the next large entry is chained. */
 static void in_pieces(struct world *world, struct stage *stage)
 {
@@ -100,6 +119,9 @@ static void in_pieces(struct world *world, struct stage *stage)
     for (uint32_t id = 0; id < stage->ids; id += 2)
         if (stage->old_bytes[id] != NO_VALUE) drop(world, stage, id);
     stage->new_bytes = 3000;
+    world_save(world);
+    REQUIRE(set_id(world, stage->target, NEW_SEQUENCE, stage->new_bytes) == LEC_OK && chained_entries(world) == 1, "the entry is not chained");
+    world_restore(world);
 }
 
 static void chained_entry(struct world *world, struct stage *stage)
@@ -109,11 +131,6 @@ static void chained_entry(struct world *world, struct stage *stage)
 }
 
 /* ---- stages that need a look into the index ---- */
-
-static const struct lec_bucket *buckets_in(const struct world *world, const uint8_t *base)
-{
-    return (const struct lec_bucket *)(const void *)(base + world->handle.geometry.shards + world->handle.geometry.buckets);
-}
 
 static uint64_t overflow_sum(const struct world *world, const uint8_t *base)
 {

@@ -20,7 +20,7 @@
 #define NOW UINT64_C(5000000000)
 
 static const uint8_t boot_id[16] = "fuzz";
-static const struct lec_config config = {.max_entries = 20, .max_value_bytes = 512, .tti_ns = 2000000000, .memory_bytes = 92 * 1024};
+static const struct lec_config config = {.max_entries = 44, .max_value_bytes = 2000, .tti_ns = 2000000000, .memory_bytes = 96 * 1024};
 
 /* ---- the segment ---- */
 
@@ -29,6 +29,7 @@ static struct {
     struct lec_handle attached;     /* as after the first attach */
     struct lec_handle handle;       /* the one in use */
     uint64_t identity, now;
+    uint32_t aimed;                 /* the key whose entry was scribbled on last */
 } world;
 
 #define expect(condition) do { if (!(condition)) { fprintf(stderr, "line %d: %s\n", __LINE__, #condition); abort(); } } while (0)
@@ -66,13 +67,13 @@ static void create_world(void)
     expect(lec_create(world.base, config.memory_bytes, &config, boot_id, NOW, NOW, random) == LEC_OK);
     expect(lec_attach(&world.handle, world.base, config.memory_bytes, boot_id, world.identity, false) == LEC_OK);
     /* Small entries, every second of them taken away again: what is stored then lies in pieces. */
-    for (uint32_t id = 100; id < 118; id++) (void)store(id, 80, LEC_SET, 0, 0);
-    for (uint32_t id = 100; id < 118; id += 2) {
+    for (uint32_t id = 100; id < 140; id++) (void)store(id, 80, LEC_SET, 0, 0);
+    for (uint32_t id = 100; id < 140; id += 2) {
         uint8_t key[256];
         uint32_t key_bytes = make_key(key, id);
         (void)lec_delete(&world.handle, key, key_bytes, 0, NOW, 0);
     }
-    for (uint32_t id = 0; id < KEYS; id++) (void)store(id, 3 + id * 17, LEC_SET, 0, id % 4 ? 0 : 4000000000);
+    for (uint32_t id = 0; id < KEYS; id++) (void)store(id, 800 - id * 22, LEC_SET, 0, id % 4 ? 0 : 4000000000);
     world.attached = world.handle;
     world.pristine = malloc(config.memory_bytes);
     memcpy(world.pristine, world.base, config.memory_bytes);
@@ -125,7 +126,10 @@ static uint64_t entry_of(uint64_t shard, uint64_t index)
     uint64_t slots = (uint64_t)geometry->bucket_count * LEC_SLOTS_PER_BUCKET;
     for (uint64_t at = index; at < index + slots; at++) {
         uint64_t word = buckets[at % slots / LEC_SLOTS_PER_BUCKET].slots[at % LEC_SLOTS_PER_BUCKET];
-        if (word != 0 && (uint32_t)word - 1 < geometry->units) return shard + geometry->arena + ((uint32_t)word - 1) * (uint64_t)LEC_UNIT;
+        if (word == 0 || (uint32_t)word - 1 >= geometry->units) continue;
+        uint64_t entry = shard + geometry->arena + ((uint32_t)word - 1) * (uint64_t)LEC_UNIT;
+        memcpy(&world.aimed, world.base + entry + sizeof(struct lec_entry), sizeof world.aimed);
+        return entry;
     }
     return shard + geometry->arena;
 }
@@ -178,7 +182,7 @@ static void scribble_field(struct input *input)
     case 6: word += take(input, 1); break;
     case 7: word -= take(input, 1); break;
     case 8: word = world.identity; break;
-    case 9: word = (word & UINT64_C(0xffffffff00000000)) | (world.handle.geometry.units - 1 - take(input, 1) % 16); break;
+    case 9: word = (word & UINT64_C(0xffffffff00000000)) | (world.handle.geometry.units - 1 - take(input, 1) % 4); break;
     default: word = (word & UINT64_C(0xffffffff00000000)) | (uint32_t)take(input, 2); break;
     }
     scribble(offset, &word, how & 128 ? 4 : 8);
@@ -267,14 +271,16 @@ static void read_regions(struct input *input)
 static void call(struct input *input, uint64_t what)
 {
     uint8_t key[256];
-    uint32_t id = (uint32_t)(take(input, 1) % (KEYS + 8)), key_bytes = make_key(key, id);
+    uint32_t id = (uint32_t)(take(input, 1) % (KEYS + 8));
+    if (id >= KEYS + 4) id = world.aimed;
+    uint32_t key_bytes = make_key(key, id);
     struct copy copy = {0};
     struct lec_read read = {0};
     int64_t sum;
     switch (what % 16) {
     case 0: case 1: (void)get(id, true, &copy, &read); break;
     case 2: (void)get(id, false, &copy, &read); break;
-    case 3: case 4: (void)store(id, take(input, 2) % 600, LEC_SET, 0, 0); break;
+    case 3: case 4: (void)store(id, take(input, 2) % 2100, LEC_SET, 0, 0); break;
     case 5: (void)store(id, take(input, 1), LEC_ADD, 0, 1000000); break;
     case 6: if (get(id, false, &copy, &read) == LEC_OK) (void)store(id, 77, LEC_CAS, read.version, 0); break;
     case 7: (void)get(id, false, &copy, &read); (void)store(id, 33, LEC_FILL, read.token, 0); break;
@@ -325,6 +331,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     memcpy(world.base, world.pristine, config.memory_bytes);
     world.handle = world.attached;
     world.now = NOW;
+    world.aimed = 0;
     uint64_t first = take(&input, 1);
     if (first % 8 == 7) {
         whole_segment(&input);

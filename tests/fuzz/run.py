@@ -54,7 +54,11 @@ def fuzz(program: Path, work: Path, arguments: argparse.Namespace) -> tuple[int,
 def commit() -> str:
     """The commit under test, with "+" when the tree differs from it."""
     described = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+", "--exclude", "*"], cwd=ROOT, capture_output=True, text=True, check=False
+        ["git", "describe", "--always", "--dirty=+", "--exclude", "*"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return described.stdout.strip() or "none"
 
@@ -73,12 +77,14 @@ def main() -> int:
     parser.add_argument("--record", type=Path, help="write the outcome here")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    started, version = datetime.now(timezone.utc).isoformat(timespec="seconds"), commit()
     status, output, seconds = fuzz(build(arguments.work), arguments.work, arguments)
-    findings = sorted(path.name for kind in ("crash-*", "timeout-*", "oom-*", "leak-*") for path in arguments.work.glob(kind))
+    findings = sorted(
+        path.name for kind in ("crash-*", "timeout-*", "oom-*", "leak-*") for path in arguments.work.glob(kind)
+    )
     outcome = {
         "program": "tests/fuzz/fuzz_segment.c",
-        "commit": commit(),
+        "commit": version,
         "started": started,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
         "seed": arguments.seed,

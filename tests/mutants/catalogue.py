@@ -1,4 +1,5 @@
 """The planted bugs: what is changed, which program must find it, and what the bug would do."""
+# ruff: noqa: E501 -- the texts are lines of C, found by their exact wording
 
 from __future__ import annotations
 
@@ -83,8 +84,7 @@ MUTANTS = [
         "published before the payload is written",
         "write.c",
         "    return payload_write(write) ? publish_locked(write) : LEC_DAMAGED;\n}\n\n/* Second",
-        "    status = publish_locked(write);\n"
-        "    return payload_write(write) ? status : LEC_DAMAGED;\n}\n\n/* Second",
+        "    status = publish_locked(write);\n    return payload_write(write) ? status : LEC_DAMAGED;\n}\n\n/* Second",
         "points/test_crash",
         "a death in between leaves garbage under a published key",
     ),
@@ -272,6 +272,14 @@ MUTANTS = [
         "    uint32_t units = lec_load32(&extent->extent_units);\n",
         "fuzz",
         "a scribbled extent makes readers leave the segment",
+    ),
+    Mutant(
+        "node of an entry not bounded",
+        "write.c",
+        "    if (write->node >= view->node_count || view->nodes",
+        "    if (view->nodes",
+        "fuzz",
+        "a scribbled node number makes writers leave the segment",
     ),
     Mutant(
         "length of a value not bounded",

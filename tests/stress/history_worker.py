@@ -30,6 +30,7 @@ class Mix:
     cold_share: float  # of the calls
     sizes: tuple[int, ...]  # one is drawn evenly, then up to an eighth is taken off
     clears: bool = True
+    roles: bool = False  # every other worker mostly reads, the others mostly write: most races for the same memory
 
     def is_counter(self, key: int) -> bool:
         return key < self.counters
@@ -73,6 +74,8 @@ class Worker:
             (self._touch, 30), (self._contains, 20), (self._read_counter, 20), (self._delete_counter, 2),
         ]  # fmt: skip
         table = [call for call, weight in weights for _ in range(10 * weight)]
+        if self._mix.roles:
+            table += [self._get if self._number % 2 else self._set] * (9 * len(table))
         return table + [self._clear] * (2 if self._mix.clears else 0)
 
     def _key(self) -> int:
