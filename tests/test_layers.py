@@ -32,6 +32,10 @@ ORDER = [
     "memory",
     "segment",
     "slab",
+    "canonical",
+    "model",
+    "keys",
+    "codec",
     "__init__",
     "workers",
 ]

@@ -216,6 +216,18 @@ static void housekeep_locked(const struct lec_shard_view *view)
     lec_reservations_reap_locked(view, view->now_ns - view->shard->reaped_ns > REAP_INTERVAL_NS);
 }
 
+static enum lec_status room_locked(struct write *write)
+{
+    const struct lec_shard_view *view = &write->view;
+    uint64_t payload_bytes = (uint64_t)write->store->key_bytes + write->store->value_bytes;
+    enum lec_status status = lec_room_take_locked(view, payload_bytes, write->node, &write->unit, &write->units);
+    if (status != LEC_REFUSED || write->slot == LEC_NONE) return status;
+    /* Large fills hold the rest, and only the value to be replaced is left to evict. A refusal would drop it as well. */
+    status = lec_drop_locked(view, write->node, LEC_LEAVES_DELETED);
+    write->slot = write->node = LEC_NONE;
+    return status == LEC_OK ? lec_room_take_locked(view, payload_bytes, LEC_NONE, &write->unit, &write->units) : status;
+}
+
 /* Look, decide, make room; the header is written. */
 static enum lec_status prepare_locked(struct write *write)
 {
@@ -225,8 +237,7 @@ static enum lec_status prepare_locked(struct write *write)
     if (status == LEC_OK) status = decide_locked(write);
     if (status != LEC_OK) return status;
     if (store->value_bytes > write->view.handle->config.max_value_bytes) return refuse_locked(write);
-    uint64_t payload_bytes = (uint64_t)store->key_bytes + store->value_bytes;
-    status = lec_room_take_locked(&write->view, payload_bytes, write->node, &write->unit, &write->units);
+    status = room_locked(write);
     if (status == LEC_REFUSED) return refuse_locked(write);
     if (status == LEC_OK) header_write(write);
     return status;

@@ -16,12 +16,16 @@ from llm_edge_cache.errors import (
     SlabPermissionError,
     SlabVersionError,
 )
+from llm_edge_cache.keys import generate_cache_key, generate_short_key
+from llm_edge_cache.model import CacheableRequest, CachedResponse, TokenUsage
 from llm_edge_cache.slab import SharedSlab, list_slabs
 from llm_edge_cache.slabconfig import DEFAULT, EntryInfo, SlabConfig, SlabStats
 
 __all__ = [
     "DEFAULT",
     "CacheError",
+    "CacheableRequest",
+    "CachedResponse",
     "EntryInfo",
     "RedisConfigError",
     "SettingsError",
@@ -36,5 +40,8 @@ __all__ = [
     "SlabPermissionError",
     "SlabStats",
     "SlabVersionError",
+    "TokenUsage",
+    "generate_cache_key",
+    "generate_short_key",
     "list_slabs",
 ]

@@ -26,8 +26,8 @@ _POLL_SECONDS: Final = 0.002
 _OPEN_FLAGS: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 MODE: Final = 0o600
 
-# Lock files that this process holds or waits for. A child forked meanwhile closes its copies, or it would hold them too,
-# once they are locked, beyond this process's end.
+# Lock files that this process holds or waits for. A child forked meanwhile closes its copies, or it would hold them too
+# once they are locked, even beyond this process's end.
 _held: set[int] = set()
 
 

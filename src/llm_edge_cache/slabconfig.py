@@ -50,7 +50,7 @@ class SlabConfig:
     ttl: float | None = 300.0
     """Seconds an entry lives where set() does not say. None: no expiry."""
     tti: float | None = None
-    """Seconds an entry lives unread where set() does not say. None: as long as its ttl."""
+    """Seconds an entry lives unread where set() does not say, at most 49 days. None: as long as its ttl."""
     max_value_bytes: int | None = None
     """The largest value that is stored. None: memory_bytes // 8, at most 16 MiB."""
 
@@ -126,7 +126,7 @@ def _seconds(field: str, value: object) -> float | None:
 
 
 def _ns(seconds: float | None) -> int:
-    # Whole microseconds survive the way to a float and back (8.3 s in ns would not), so equal configurations stay equal.
+    # Whole microseconds survive the way to a float and back (8.3 s in ns would not): equal configurations stay equal.
     return 0 if seconds is None else min(max(round(seconds * 1_000_000), 1) * 1000, _LONGEST_LIFE_NS)
 
 

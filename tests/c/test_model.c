@@ -8,7 +8,10 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "chain.h"
 #include "hash.h"
+#include "reserve.h"
+#include "room.h"
 #include "support.h"
 
 #define MAX_KEYS 4096u
@@ -458,12 +461,39 @@ static void keys_that_share_a_tag_are_told_apart(void)
     world_destroy(&world);
 }
 
+/* A fill under way in a shard that has room for four of the largest values. */
+static void begin_fill(struct world *world, uint32_t value_bytes)
+{
+    struct lec_shard_view view;
+    uint32_t unit, units;
+    lec_shard_view(&world->handle, 0, world->now, &view);
+    REQUIRE(lec_shard_lock(&view, 0) == LEC_OK, "the lock is free");
+    REQUIRE(lec_room_take_locked(&view, 1u + value_bytes, LEC_NONE, &unit, &units) == LEC_OK, "room for a fill");
+    lec_entry_at(&view.space, unit)->key_bytes = 1;
+    lec_entry_at(&view.space, unit)->value_bytes = value_bytes;
+    REQUIRE(lec_reservation_open_locked(&view, unit), "a reservation");
+    lec_shard_unlock(&view);
+}
+
+static void the_value_to_be_replaced_makes_room_when_fills_hold_the_rest(void)
+{
+    struct lec_config config = {.max_entries = 64, .max_value_bytes = 100000};
+    struct world world;
+    world_create(&world, &config, 0);
+    REQUIRE(set_id(&world, 1, 1, 100000) == LEC_OK, "first set");
+    for (uint32_t fill = 0; fill < 3; fill++) begin_fill(&world, 100000);
+    REQUIRE(set_id(&world, 1, 2, 100000) == LEC_OK, "its successor");
+    REQUIRE(world_check(&world) == 0, "the checker complains");
+    world_destroy(&world);
+}
+
 int main(void)
 {
     uint64_t seed = setting("MODEL_SEED", 1), steps = setting("MODEL_STEPS", 20000), begun = wall_clock_ns();
     printf("test_model: seed %llu\n", (unsigned long long)seed);
     for (unsigned index = 0; index < sizeof setups / sizeof *setups; index++) run(&setups[index], seed + index, steps);
     keys_that_share_a_tag_are_told_apart();
+    the_value_to_be_replaced_makes_room_when_fills_hold_the_rest();
     printf("test_model: done, %.1f s\n", (double)(wall_clock_ns() - begun) / 1e9);
     return 0;
 }

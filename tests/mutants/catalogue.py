@@ -157,7 +157,8 @@ MUTANTS = [
     Mutant(
         "expiry bound not lowered on touch",
         "write.c",
-        "    lec_expiry_note_locked(&write->view, write->node, write->expires_at);\n",
+        "    lec_expiry_note_locked(&write->view, write->node, "
+        "lec_expiry_deadline_locked(&write->view, write->node));\n",
         "",
         "plain/test_model",
         "expired memory is never found again",

@@ -94,9 +94,9 @@ def run_finder(tree: Path, finder: str, seed: int) -> tuple[bool, float, str]:
     """Returns whether the finder failed, after how many seconds, and what it said."""
     builds, command = command_for(tree, finder, seed)
     for build in builds:
-        done = subprocess.run(build, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise SystemExit(f"cannot build {finder}: {done.stderr[-2000:]}")
+        built = subprocess.run(build, capture_output=True, text=True, check=False)
+        if built.returncode != 0:
+            raise SystemExit(f"cannot build {finder}: {built.stderr[-2000:]}")
     begun = time.monotonic()
     try:
         done = subprocess.run(
@@ -187,10 +187,9 @@ def main() -> int:
     if arguments.record:
         write_record(arguments.record, outcomes, arguments.seed, started)
     missed = [outcome.name for outcome in outcomes if not outcome.found]
-    print(
-        f"{len(outcomes) - len(missed)} of {len(outcomes)} mutants found",
-        *missed[:1] and ["missed:", ", ".join(missed)],
-    )
+    print(f"{len(outcomes) - len(missed)} of {len(outcomes)} mutants found")
+    for name in missed:
+        print(f"missed: {name}")
     return 1 if missed else 0
 
 

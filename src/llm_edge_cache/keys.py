@@ -1,0 +1,34 @@
+"""From a request to its key."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+from llm_edge_cache.model import CacheableRequest
+
+__all__ = ["generate_cache_key", "generate_short_key"]
+
+_SHORT: Final = 16  # digits
+
+
+def generate_cache_key(request: CacheableRequest) -> str:
+    """Return the key of a request: SHA-256 of its canonical encoding, 64 lower-case hexadecimal digits.
+
+    Requests with the same normal form have the same key, whatever the order of their parameters, the Python version or
+    the process; others share an encoding never, and a key as often as SHA-256 collides. `llm_edge_cache.canonical` says
+    what the normal form is, and why. The key is computed once for each request.
+    """
+    try:
+        kept = request.__dict__
+        key: str | None = kept.get("_key")
+        if key is None:
+            kept["_key"] = key = hashlib.sha256(kept["_canonical"]).hexdigest()
+    except (AttributeError, KeyError):
+        raise TypeError(f"a key needs a CacheableRequest, not {type(request).__name__}") from None
+    return key
+
+
+def generate_short_key(request: CacheableRequest) -> str:
+    """Return the first 16 digits of the key: enough to recognise a request in logs, too few to be one."""
+    return generate_cache_key(request)[:_SHORT]
