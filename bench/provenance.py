@@ -87,6 +87,7 @@ class Provenance:
         self._seed = seed
         self._distributions = distributions
         self._load = os.getloadavg()
+        self._commit = commit()  # now: what runs was built before, and the tree may move on meanwhile
         self._begin = time.time()
 
     def as_dict(self) -> dict[str, Any]:
@@ -94,7 +95,7 @@ class Provenance:
             "program": Path(sys.argv[0]).name,
             "arguments": sys.argv[1:],
             "seed": self._seed,
-            "commit": commit(),
+            "commit": self._commit,
             "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._begin)),
             "seconds": round(time.time() - self._begin, 1),
             "load_before": [round(x, 2) for x in self._load],

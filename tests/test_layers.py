@@ -113,26 +113,35 @@ def test_a_package_s_modules_import_one_another_without_circles() -> None:
 
 @pytest.mark.parametrize(("folder", "allowed"), [("kernel", {"kernel"}), ("binding", {"binding", "kernel"})])
 def test_c_includes_point_down(folder: str, allowed: set[str]) -> None:
-    ours = {path.name: path.parent.name for path in (ROOT / "src").rglob("*.h")}
+    ours = {path.name: path.parent.name for path in (ROOT / "src").rglob("*.[ch]")}
     for path in (ROOT / "src" / folder).glob("*.[ch]"):
         for header in re.findall(r'#include "([^"]+)"', path.read_text()):
             assert ours[header] in allowed, f"{path.name} includes {header}"
 
 
+def _included(path: Path) -> set[str]:
+    return set(re.findall(r'#include "([^"]+)"', path.read_text()))
+
+
 def test_the_binding_sees_the_kernel_s_public_face_only() -> None:
-    included = set()
-    for path in (ROOT / "src" / "binding").glob("*.[ch]"):
-        included |= set(re.findall(r'#include "([^"]+)"', path.read_text()))
+    binding = ROOT / "src" / "binding"
+    included = set().union(*(_included(path) for path in binding.glob("*.[ch]") if path.name != "kernel.c"))
     assert included == {"binding.h", "kernel.h"}
+
+
+def test_the_one_unit_holds_the_whole_kernel_and_nothing_else() -> None:
+    present = {path.name for path in (ROOT / "src" / "kernel").glob("*.c")}
+    assert _included(ROOT / "src" / "binding" / "kernel.c") == present
 
 
 def test_what_is_built_is_what_lies_in_the_folders() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     (extension,) = settings["tool"]["setuptools"]["ext-modules"]
-    folders = [ROOT / "src" / folder for folder in ("binding", "kernel")]
-    for field, pattern in (("sources", "*.c"), ("depends", "*.h")):
-        present = sorted(str(path.relative_to(ROOT)) for folder in folders for path in folder.glob(pattern))
-        assert sorted(extension[field]) == present
+    present = {"sources": ["src/binding/*.c"], "depends": ["src/binding/*.h", "src/kernel/*.[ch]"]}
+    for field, patterns in present.items():
+        assert sorted(extension[field]) == sorted(
+            str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern)
+        )
 
 
 # ---- elsewhere than where it runs ----

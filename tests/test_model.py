@@ -66,6 +66,11 @@ def test_with_methods_check_what_they_are_given() -> None:
         REQUEST.with_parameter("x", b"")
 
 
+def test_a_parameter_must_be_one_for_with_parameter_too() -> None:
+    with pytest.raises(ValueError, match=r"parameters\['x'\] must be a finite number"):
+        REQUEST.with_parameter("x", float("nan"))
+
+
 def test_the_same_fields_built_up_or_given_at_once_are_one_request() -> None:
     built = CacheableRequest("gpt-4o", "Hello").with_namespace("n").with_max_tokens(9)
     assert built.with_parameter("seed", 1.0).with_temperature(0.7) == REQUEST

@@ -16,18 +16,21 @@ static void control_add(struct lec_bucket *bucket, uint64_t difference)
     atomic_store_explicit(&bucket->control, control + difference, memory_order_release);
 }
 
-static bool slot_holds_key(const struct lec_shard_view *view, uint64_t word, uint64_t hash, const void *key, uint32_t key_bytes)
+/* Tag and whole key decide, as they do for readers: what one finds the other must find. */
+static bool entry_has_key(const struct lec_shard_view *view, uint32_t unit, const void *key, uint32_t key_bytes)
 {
-    uint32_t unit = lec_slot_unit(word);
-    if (word == 0 || lec_slot_tag(word) != lec_hash_tag(hash) || unit >= view->space.units) return false;
-    /* Tag and whole key decide, as they do for readers: what one finds the other must find. */
+    if (unit >= view->space.units) return false;
     return lec_load16(&lec_entry_at(&view->space, unit)->key_bytes) == key_bytes && lec_chain_equals(&view->space, unit, key, key_bytes);
 }
 
 static uint32_t find_in_bucket(const struct lec_shard_view *view, uint32_t bucket, uint64_t hash, const void *key, uint32_t key_bytes)
 {
-    for (uint32_t slot = bucket * LEC_SLOTS_PER_BUCKET; slot < (bucket + 1) * LEC_SLOTS_PER_BUCKET; slot++)
-        if (slot_holds_key(view, lec_slot_load(view, slot), hash, key, key_bytes)) return slot;
+    const struct lec_bucket *in = &view->buckets[bucket];
+    for (uint32_t position = 0; position < LEC_SLOTS_PER_BUCKET; position++) {
+        uint64_t word = atomic_load_explicit(&in->slots[position], memory_order_relaxed);
+        if (lec_slot_tag(word) != lec_hash_tag(hash)) continue;
+        if (entry_has_key(view, lec_slot_unit(word), key, key_bytes)) return bucket * LEC_SLOTS_PER_BUCKET + position;
+    }
     return LEC_NONE;
 }
 

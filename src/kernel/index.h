@@ -33,7 +33,8 @@ static inline struct lec_homes lec_homes_of(uint64_t hash, uint32_t bucket_count
 {
     uint32_t home = (uint32_t)(((hash >> 12 & UINT32_MAX) * bucket_count) >> 32);
     uint32_t other = (uint32_t)(((hash * UINT64_C(0x9e3779b97f4a7c15) >> 32) * bucket_count) >> 32);
-    return (struct lec_homes){home, other != home ? other : (home + 1) % bucket_count};
+    uint32_t beside = home + 1 < bucket_count ? home + 1 : 0;
+    return (struct lec_homes){home, other != home ? other : beside};
 }
 
 static inline uint32_t lec_hash_tag(uint64_t hash) { return (uint32_t)(hash >> 32); }

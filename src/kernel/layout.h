@@ -50,6 +50,7 @@ struct lec_geometry {
     uint32_t shard_count;           /* power of two */
     uint32_t process_count, flight_count, tag_count;
     uint32_t node_count;            /* entries of the largest shard; shard i may hold lec_shard_entries() of them */
+    uint32_t full_shards;           /* the first so many shards hold node_count entries, the others one fewer */
     uint32_t bucket_count, sketch_lines;
     uint32_t generation_count;      /* power of two */
     uint32_t units;                 /* 64-byte units of one arena */
@@ -164,6 +165,9 @@ enum lec_status;
 bool lec_geometry_derive(const struct lec_config *config, struct lec_geometry *geometry, uint64_t *minimum_bytes);
 
 /* Entries that shard `index` may hold: they sum up to max_entries exactly. */
-uint32_t lec_shard_entries(const struct lec_config *config, const struct lec_geometry *geometry, uint32_t index);
+static inline uint32_t lec_shard_entries(const struct lec_geometry *geometry, uint32_t index)
+{
+    return geometry->node_count - (index >= geometry->full_shards);
+}
 
 #endif

@@ -9,9 +9,11 @@
 #define EXAMINED_PER_VICTIM 32u         /* after that many the tail leaves, touched or not */
 #define CONTEST_VICTIMS 16u             /* main entries that one candidate is weighed against, at most */
 #define SPILLS_PER_INSERT 2u            /* one more than comes in: an over-full window drains */
-#define POLLS_LEAST 12u                 /* sampled keys looked at per insert; */
-#define POLL_ROUNDS_PER_TURNOVER 16u    /* more in small caches, to see them all this often per max_entries inserts, */
+#define POLLS_USUAL 12u                 /* sampled keys looked at per insert; */
+#define POLL_ROUNDS_LEAST 16u           /* more in small caches: each is looked at this often per max_entries inserts, */
 #define POLLS_MOST 64u                  /* but not more than this; */
+#define POLL_ROUNDS_ENOUGH 36u          /* fewer in large ones, where they cost cache misses: so often is enough, */
+#define POLLS_LEAST 3u                  /* but not fewer than this; */
 #define POLLS_PER_HIT 16u               /* and some more for each hit found, */
 #define POLLS_FOR_HITS_MOST 256u        /* but not more than this */
 #define WARM_FREQUENCY 6u               /* rejected candidates at least this warm are sometimes admitted ... */
@@ -395,11 +397,16 @@ static uint32_t poll_key(const struct lec_policy_view *view, struct lec_shadow_k
     return hits;
 }
 
+static uint32_t between(uint32_t least, uint32_t value, uint32_t most)
+{
+    return value < least ? least : value > most ? most : value;
+}
+
 /* Looks at a few sampled keys, and at more as long as it finds hits: where inserts are rare, there is time for it. */
 static void poll_hits(const struct lec_policy_view *view)
 {
-    uint32_t budget = LEC_SHADOW_KEYS * POLL_ROUNDS_PER_TURNOVER / view->max_entries;
-    budget = budget < POLLS_LEAST ? POLLS_LEAST : budget > POLLS_MOST ? POLLS_MOST : budget;
+    uint32_t enough = between(POLLS_LEAST, LEC_SHADOW_KEYS * POLL_ROUNDS_ENOUGH / view->max_entries, POLLS_USUAL);
+    uint32_t budget = between(enough, LEC_SHADOW_KEYS * POLL_ROUNDS_LEAST / view->max_entries, POLLS_MOST);
     for (uint32_t extra = 0; extra < POLLS_FOR_HITS_MOST;) {
         struct lec_shadow_key *key = lec_shadow_next(&view->state->shadow, &budget);
         if (!key)

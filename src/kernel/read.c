@@ -84,7 +84,7 @@ static inline bool key_matches(const struct reading *reading, const struct seen 
 }
 
 /* Expired by age or by idleness? */
-static inline bool is_over(const struct reading *reading, const struct seen *seen)
+static inline bool is_spent(const struct reading *reading, const struct seen *seen)
 {
     if (seen->expires_at <= reading->now_ns) return true;
     if (seen->tti_ms == 0) return false;
@@ -123,7 +123,7 @@ static void stamp(const struct reading *reading, const struct seen *seen)
 /* LEC_OK: copied and validated. LEC_ABSENT: an expired entry. CHANGED. LEC_NO_BUFFER. */
 static inline enum lec_status take(const struct reading *reading, struct lec_bucket *bucket, uint32_t position, uint64_t control, const struct seen *seen)
 {
-    if (is_over(reading, seen)) return still_valid(bucket, control) ? LEC_ABSENT : CHANGED;
+    if (is_spent(reading, seen)) return still_valid(bucket, control) ? LEC_ABSENT : CHANGED;
     if (reading->buffer) {
         if (seen->value_bytes > UNSURE_BYTES && !still_valid(bucket, control)) return CHANGED;
         void *to = reading->buffer(reading->context, seen->value_bytes);
@@ -258,7 +258,7 @@ static bool info_read(const struct reading *reading, const struct lec_shard_view
         if (word == 0) return false;
         bool readable = header_read(reading, lec_slot_unit(word), &seen) && seen.key_bytes <= LEC_MAX_KEY &&
                         lec_chain_read(&reading->space, seen.unit, 0, info->key, seen.key_bytes);
-        bool over = readable && is_over(reading, &seen);
+        bool over = readable && is_spent(reading, &seen);
         if (!still_valid(bucket, control)) continue;
         if (!readable || over) return false;
         info->key_bytes = seen.key_bytes;

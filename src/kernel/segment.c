@@ -44,6 +44,7 @@ static uint64_t lay_out_tables(const struct lec_config *config, struct lec_geome
 {
     uint32_t nodes = (config->max_entries + geometry->shard_count - 1) / geometry->shard_count;
     geometry->node_count = nodes;
+    geometry->full_shards = config->max_entries - (nodes - 1) * geometry->shard_count;
     geometry->bucket_count = (uint32_t)((uint64_t)nodes * 100 / (LEC_SLOTS_PER_BUCKET * SLOT_LOAD_PERCENT)) + 2;
     geometry->sketch_lines = lec_policy_sketch_lines(nodes);
     geometry->generation_count = power_of_two_below((uint64_t)nodes * 2);
@@ -106,11 +107,6 @@ bool lec_geometry_derive(const struct lec_config *config, struct lec_geometry *g
     geometry->shard_count = 1;
     if (minimum_bytes) *minimum_bytes = minimum_of(*config, geometry);
     return false;
-}
-
-uint32_t lec_shard_entries(const struct lec_config *config, const struct lec_geometry *geometry, uint32_t index)
-{
-    return config->max_entries / geometry->shard_count + (index < config->max_entries % geometry->shard_count);
 }
 
 /* ---- create, probe, attach ---- */

@@ -232,7 +232,7 @@ static uint32_t frequency(const struct lec_shadow *shadow, const struct lec_sket
     return lec_sketch_estimate(sketch, lec_sketch_hash(shadow->seed, shadow->keys[index].tag));
 }
 
-static struct lec_sketch sketch_of(struct lec_shadow *shadow)
+static struct lec_sketch shadow_sketch_of(struct lec_shadow *shadow)
 {
     uint32_t period = (shadow->live % LEC_SHADOW_KEYS + 1u) * LEC_SKETCH_ADDITIONS_PER_ENTRY;
     return (struct lec_sketch){shadow->words, &shadow->aging, LEC_SHADOW_LINES, period};
@@ -240,12 +240,12 @@ static struct lec_sketch sketch_of(struct lec_shadow *shadow)
 
 static bool wins(const struct race *race, uint32_t candidate, uint32_t victim)
 {
-    struct lec_sketch sketch = sketch_of(race->shadow);
+    struct lec_sketch sketch = shadow_sketch_of(race->shadow);
     return frequency(race->shadow, &sketch, candidate) > frequency(race->shadow, &sketch, victim);
 }
 
 /* The loser of a contest; the winner stays in the main space. */
-static uint32_t contest(struct race *race, uint32_t candidate)
+static uint32_t race_contest(struct race *race, uint32_t candidate)
 {
     uint32_t list, victim = take_main(race, &list);
     if (victim == LEC_NONE)
@@ -258,13 +258,13 @@ static uint32_t contest(struct race *race, uint32_t candidate)
     return candidate;
 }
 
-static void evict_one(struct race *race)
+static void race_evict_one(struct race *race)
 {
     uint32_t list, index = LEC_NONE;
     race->steps_left = EXAMINED_PER_EVICTION;
     if (ring_count(race, LEC_LIST_WINDOW) >= race->window)
         index = take_untouched(race, LEC_LIST_WINDOW, LEC_LIST_WINDOW);
-    index = index != LEC_NONE ? contest(race, index) : take_main(race, &list);
+    index = index != LEC_NONE ? race_contest(race, index) : take_main(race, &list);
     if (index == LEC_NONE)
         index = take_untouched(race, LEC_LIST_WINDOW, LEC_LIST_WINDOW);
     if (index != LEC_NONE)
@@ -289,7 +289,7 @@ static void insert(struct race *race, uint32_t index, uint32_t touches)
 {
     for (uint32_t i = 0; i < EVICTIONS_PER_ACCESS; i++)
         if (ring_count(race, LEC_LIST_WINDOW) + main_count(race) >= race->room)
-            evict_one(race);
+            race_evict_one(race);
     move(race, LEC_LIST_WINDOW, index, touches);
     spill(race);
 }
@@ -300,10 +300,10 @@ static void hold(struct race *race, uint32_t index, uint32_t touches)
     struct lec_shadow_key *key = &race->shadow->keys[index];
     key_set(key, race->number, key_list(key, race->number), key_touches(key, race->number) + touches);
     if (ring_count(race, LEC_LIST_WINDOW) + main_count(race) > race->room)
-        evict_one(race);
+        race_evict_one(race);
 }
 
-static uint32_t part(uint32_t room, uint32_t share)
+static uint32_t room_part(uint32_t room, uint32_t share)
 {
     uint32_t size = (uint32_t)((uint64_t)room * share / LEC_SHARE_ONE);
     return size ? size : 1u;
@@ -311,8 +311,8 @@ static uint32_t part(uint32_t room, uint32_t share)
 
 static struct race race_of(struct lec_shadow *shadow, uint32_t number, uint32_t room)
 {
-    uint32_t rest = part(room, LEC_SHARE_ONE - shares[number]);
-    return (struct race){shadow, number, room, part(room, shares[number]), rest, rest * PROTECTED_TENTHS / 10u + 1u, 0};
+    uint32_t rest = room_part(room, LEC_SHARE_ONE - shares[number]);
+    return (struct race){shadow, number, room, room_part(room, shares[number]), rest, rest * PROTECTED_TENTHS / 10u + 1u, 0};
 }
 
 /* ---- judging ------------------------------------------------------------------------------------------------- */
@@ -432,7 +432,7 @@ static void settle_scores(struct lec_shadow *shadow, const struct lec_shadow_key
 static void access_key(struct lec_shadow *shadow, struct lec_shadow_key *key, uint32_t count)
 {
     uint32_t index = (uint32_t)(key - shadow->keys), room = follow_room(shadow);
-    struct lec_sketch sketch = sketch_of(shadow);
+    struct lec_sketch sketch = shadow_sketch_of(shadow);
     lec_sketch_add(&sketch, lec_sketch_hash(shadow->seed, key->tag), count);
     settle_scores(shadow, key);
     for (uint32_t number = 0; number < LEC_SHADOW_RACERS; number++) {

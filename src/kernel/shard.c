@@ -13,7 +13,7 @@ void lec_shard_view(struct lec_handle *handle, uint32_t index, uint64_t now_ns, 
     const struct lec_geometry *geometry = &handle->geometry;
     uint8_t *base = handle->base + geometry->shards + geometry->shard_stride * index;
     struct lec_shard *shard = (struct lec_shard *)(void *)base;
-    uint32_t node_count = lec_shard_entries(&handle->config, geometry, index);
+    uint32_t node_count = lec_shard_entries(geometry, index);
     *view = (struct lec_shard_view){
         .handle = handle,
         .shard = shard,

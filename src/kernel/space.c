@@ -235,7 +235,7 @@ void lec_space_reset(const struct lec_space_view *view)
 
 struct space_findings { lec_space_report_fn report; void *context; uint32_t count; };
 
-static void find(struct space_findings *findings, const char *message, uint64_t detail)
+static void space_find(struct space_findings *findings, const char *message, uint64_t detail)
 {
     findings->count++;
     if (findings->report) findings->report(findings->context, message, detail);
@@ -246,17 +246,17 @@ static void check_bin(const struct lec_space_view *view, uint32_t bin, struct sp
     const struct lec_bin *ends = &view->state->bins[bin];
     uint32_t unit = ends->head, prev = LEC_NONE;
     while (unit != LEC_NONE && *runs <= view->units) {
-        if (!run_is_sound(view, unit)) { find(findings, "free run disagrees with the bitmap or its own end", unit); return; }
+        if (!run_is_sound(view, unit)) { space_find(findings, "free run disagrees with the bitmap or its own end", unit); return; }
         const struct lec_run *run = run_at(view, unit);
-        if (bin_of(run->units) != bin) find(findings, "free run hangs in the wrong bin", unit);
-        if (run->prev != prev) find(findings, "free run's back link is wrong", unit);
-        if (next_unit(view, unit, true) != unit + run->units) find(findings, "free run is not maximal or holds used units", unit);
+        if (bin_of(run->units) != bin) space_find(findings, "free run hangs in the wrong bin", unit);
+        if (run->prev != prev) space_find(findings, "free run's back link is wrong", unit);
+        if (next_unit(view, unit, true) != unit + run->units) space_find(findings, "free run is not maximal or holds used units", unit);
         *units += run->units;
         *runs += 1;
         prev = unit;
         unit = run->next;
     }
-    if (ends->tail != prev) find(findings, "bin's tail is not its last run", bin);
+    if (ends->tail != prev) space_find(findings, "bin's tail is not its last run", bin);
 }
 
 uint32_t lec_space_check(const struct lec_space_view *view, lec_space_report_fn report, void *context)
@@ -266,7 +266,7 @@ uint32_t lec_space_check(const struct lec_space_view *view, lec_space_report_fn 
     uint32_t runs = 0;
     for (uint32_t bin = 0; bin < LEC_SPACE_BINS; bin++) {
         bool occupied = view->state->occupied[bin / 64] >> (bin % 64) & 1;
-        if (occupied != (view->state->bins[bin].head != LEC_NONE)) find(&findings, "bin's occupied bit is wrong", bin);
+        if (occupied != (view->state->bins[bin].head != LEC_NONE)) space_find(&findings, "bin's occupied bit is wrong", bin);
         if (occupied) check_bin(view, bin, &findings, &units, &runs);
     }
     for (uint32_t unit = next_unit(view, 0, false); unit < view->units;) {
@@ -274,8 +274,8 @@ uint32_t lec_space_check(const struct lec_space_view *view, lec_space_report_fn 
         unused += end - unit;
         unit = next_unit(view, end, false);
     }
-    if (units != view->state->free_units) find(&findings, "free units differ from the sum over the bins", units);
-    if (unused != view->state->free_units) find(&findings, "free units differ from the bitmap", unused);
-    if (runs != view->state->free_runs) find(&findings, "free runs differ from the count over the bins", runs);
+    if (units != view->state->free_units) space_find(&findings, "free units differ from the sum over the bins", units);
+    if (unused != view->state->free_units) space_find(&findings, "free units differ from the bitmap", unused);
+    if (runs != view->state->free_runs) space_find(&findings, "free runs differ from the count over the bins", runs);
     return findings.count;
 }

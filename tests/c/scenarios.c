@@ -30,11 +30,14 @@ static void stage_begin(struct stage *stage, uint32_t ids)
     for (uint32_t id = 0; id < MAX_IDS; id++) stage->old_bytes[id] = NO_VALUE;
 }
 
+/* A value that fills its entry's last unit: the end of a free run there would lie on its last bytes. */
+#define FULL_UNITS(units) ((units) * LEC_UNIT - sizeof(struct lec_entry) - 64)
+
 /* Ten keys of several sizes and room for more. Key 10 is new, key 4 is the one to overwrite. */
 static void ten_keys(struct world *world, struct stage *stage)
 {
     stage_begin(stage, 12);
-    for (uint32_t id = 0; id < 10; id++) put(world, stage, id, 40 + id * 90);
+    for (uint32_t id = 0; id < 10; id++) put(world, stage, id, id == 4 ? FULL_UNITS(8) : 40 + id * 90);
     stage->target = 10;
     stage->new_bytes = 500;
 }

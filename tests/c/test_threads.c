@@ -28,6 +28,7 @@ static uint64_t value_size(uint32_t id, uint32_t sequence)
 {
     uint64_t dice = mix64((uint64_t)id << 32 | sequence);
     if (dice % 64 == 0) return 9000 + dice / 64 % 4000;     /* through a reservation */
+    if (dice % 64 < 16) return (3 + dice / 64 % 20) * LEC_UNIT - sizeof(struct lec_entry) - 64;    /* fills its last unit */
     return 8 + dice / 64 % 1500;
 }
 

@@ -19,6 +19,8 @@ static uint32_t next_sequence, complete[KEYS], longest;
 static uint64_t size_of(uint32_t id, uint32_t sequence)
 {
     uint64_t dice = mix64(id * 1000003u + sequence);
+    /* Some fill their last unit: links of free memory then lie on the value itself. */
+    if (dice % 4 == 0) return (3 + dice / 4 % 5) * LEC_UNIT - sizeof(struct lec_entry) - 64;
     return 8 + dice % longest;
 }
 

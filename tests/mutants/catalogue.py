@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Mutant:
-    """One textual change of one kernel source."""
+    """A change of one kernel source."""
 
     name: str
     file: str
@@ -17,6 +17,8 @@ class Mutant:
     #: A program of tests/c, as "variant/program", or "fuzz".
     finder: str
     why: str
+    #: Further changes of the same file: what is replaced, by what.
+    also: tuple[tuple[str, str], ...] = ()
 
 
 MUTANTS = [
@@ -73,12 +75,17 @@ MUTANTS = [
     Mutant(
         "memory freed before the unlink",
         "write.c",
-        "    lec_index_replace_locked(view, write->slot, lec_slot_word(lec_hash_tag(write->hash), write->unit));\n",
-        "    (void)lec_chain_give(&view->space, old_unit);\n"
-        "    lec_index_replace_locked(view, write->slot, lec_slot_word(lec_hash_tag(write->hash), write->unit));\n"
-        "    old_unit = LEC_NONE;    /* the one below does nothing but report damage, and the shard is rebuilt */\n",
-        "weak/test_weakmem",
-        "free-run links are written into an entry that readers still find and still validate",
+        "    lec_index_replace_locked(view, write->slot, lec_slot_word(lec_hash_tag(write->hash), write->unit));\n    node_write_locked",
+        "    enum lec_space_status given = lec_chain_give(&view->space, old_unit);\n"
+        "    lec_index_replace_locked(view, write->slot, lec_slot_word(lec_hash_tag(write->hash), write->unit));\n    node_write_locked",
+        "points/test_crash",
+        "free-run links are written into an entry that readers still find: a death there leaves it so",
+        (
+            (
+                "    return updated == LEC_POLICY_OK && lec_chain_give(&view->space, old_unit) == LEC_SPACE_OK ?",
+                "    return updated == LEC_POLICY_OK && given == LEC_SPACE_OK ?",
+            ),
+        ),
     ),
     Mutant(
         "published before the payload is written",

@@ -2,7 +2,7 @@
 
 python3 tests/mutants/mutants.py --record docs/results/mutants.json
 
-Each mutant is one textual change of one file. It is applied to a copy of the tree, the named program is built there
+Each mutant is a textual change of one file. It is applied to a copy of the tree, the named program is built there
 and must fail; on the unchanged copy it must succeed. A mutant whose text is not found exactly once is an error.
 """
 
@@ -51,13 +51,14 @@ def copy_tree(source: Path, target: Path) -> Path:
     return target
 
 
-def plant(tree: Path, mutant: Mutant) -> None:
-    """Applies the change; the text to be replaced must be there exactly once."""
-    path = tree / "src" / "kernel" / mutant.file
-    text = path.read_text()
-    if text.count(mutant.old) != 1:
-        raise SystemExit(f"{mutant.name}: its text is {text.count(mutant.old)} times in {mutant.file}, expected once")
-    path.write_text(text.replace(mutant.old, mutant.new))
+def planted(source: Path, mutant: Mutant) -> str:
+    """The mutant's text of its file; what is to be replaced must be there exactly once."""
+    text = (source / "src" / "kernel" / mutant.file).read_text()
+    for old, new in ((mutant.old, mutant.new), *mutant.also):
+        if text.count(old) != 1:
+            raise SystemExit(f"{mutant.name}: its text is {text.count(old)} times in {mutant.file}, expected once")
+        text = text.replace(old, new)
+    return text
 
 
 def command_for(tree: Path, finder: str, seed: int) -> tuple[list[list[str]], list[str]]:
@@ -110,7 +111,7 @@ def run_finder(tree: Path, finder: str, seed: int) -> tuple[bool, float, str]:
 def try_mutant(source: Path, number: int, mutant: Mutant, seed: int) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="lec-mutant-") as directory:
         tree = copy_tree(source, Path(directory))
-        plant(tree, mutant)
+        (tree / "src" / "kernel" / mutant.file).write_text(planted(source, mutant))
         found, seconds, message = run_finder(tree, mutant.finder, seed)
     return Outcome(number, mutant.name, mutant.file, mutant.finder, mutant.why, found, round(seconds, 1), message)
 
@@ -133,6 +134,8 @@ def try_all(chosen: list[tuple[int, Mutant]], seed: int, prove: bool) -> list[Ou
     outcomes = []
     with tempfile.TemporaryDirectory(prefix="lec-mutant-source-") as directory:
         source = copy_tree(ROOT, Path(directory))
+        for _, mutant in chosen:
+            planted(source, mutant)
         if prove:
             prove_finders(source, sorted({mutant.finder for _, mutant in chosen}), seed)
         for number, mutant in chosen:
