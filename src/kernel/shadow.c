@@ -16,7 +16,7 @@
 #define JUDGEMENTS_PER_TURNOVER 4u
 #define SCORE_MEMORY 128u               /* judgements over which scores decay: some 32 turnovers of the cache */
 #define NOISE 2u                        /* standard deviations by which a racer may lag and still have a say */
-#define HANDICAP 24u                    /* disputed accesses that a decision takes for granted */
+#define HANDICAP 64u                    /* disputed accesses that a decision takes for granted */
 #define DOUBT 8u                        /* the same, when racers are weighed against the best */
 #define WEIGHT_ONE 256u
 #define TOUCHES_MOST 3u
