@@ -14,8 +14,9 @@ enum lec_status lec_drop_locked(const struct lec_shard_view *view, uint32_t node
 enum lec_status lec_room_take_locked(const struct lec_shard_view *view, uint64_t payload_bytes, uint32_t protect,
                                      uint32_t *unit, uint32_t *units);
 
-/* Asks for the cache lines of those that are next to leave, where the shard is full. */
-void lec_room_warm_locked(const struct lec_shard_view *view);
+/* Asks for the cache lines that a store of so many bytes will fill, and, where the shard is full, those of the entries
+ * that are next to leave. */
+void lec_room_warm_locked(const struct lec_shard_view *view, uint64_t payload_bytes);
 
 /* Takes a free node, evicting one entry when max_entries are there. */
 enum lec_status lec_node_take_locked(const struct lec_shard_view *view, uint32_t *node);

@@ -157,6 +157,16 @@ static uint32_t choose_run(const struct lec_space_view *view, uint32_t wanted)
     return found < LEC_SPACE_BINS ? space->bins[found].head : LEC_NONE;
 }
 
+#define WARM_UNITS 18u              /* 1 KiB with header and key; the hardware sees a longer stream coming by itself */
+
+void lec_space_warm(const struct lec_space_view *view, uint32_t wanted)
+{
+    uint32_t bin = wanted > 0 && wanted < LEC_EXACT_BINS ? bin_at_least(view->state, bin_of(wanted)) : LEC_SPACE_BINS;
+    uint32_t unit = bin < LEC_SPACE_BINS ? view->state->bins[bin].head : LEC_NONE;
+    if (!lec_space_holds(view, unit, wanted)) return;
+    for (uint32_t at = 0; at < wanted && at < WARM_UNITS; at++) __builtin_prefetch(lec_space_at(view, unit + at), 1);
+}
+
 bool lec_space_has_run(const struct lec_space_view *view, uint32_t wanted)
 {
     uint32_t chosen = wanted == 0 || wanted > view->units ? LEC_NONE : choose_run(view, wanted);

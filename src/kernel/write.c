@@ -298,7 +298,7 @@ static enum lec_status store_once(struct write *write, uint64_t timeout_ns)
     warm(write);
     enum lec_status status = lec_shard_lock(&write->view, timeout_ns);
     if (status != LEC_OK) return status;
-    lec_room_warm_locked(&write->view);
+    lec_room_warm_locked(&write->view, write->store->key_bytes + write->store->value_bytes);
     housekeep_locked(&write->view);
     if (write->store->value_bytes <= LEC_INLINE_BYTES) return leave(&write->view, store_inline_locked(write));
     status = prepare_locked(write);
