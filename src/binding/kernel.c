@@ -5,6 +5,7 @@
 #include "expiry.c"
 #include "index.c"
 #include "policy.c"
+#include "policy_check.c"
 #include "process.c"
 #include "read.c"
 #include "recover.c"
