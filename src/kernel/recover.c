@@ -158,7 +158,6 @@ static void tokens_void(const struct lec_shard_view *view)
 static void derive(const struct lec_shard_view *view, const struct salvage *salvage)
 {
     struct lec_shard *shard = view->shard;
-    shard->reserved_chains = lec_reservations_mark_locked(view);
     lec_space_rebuild(&view->space);
     lec_policy_rebuild(&view->policy, view->live, view->scratch);
     overflow_restore(view);
@@ -169,14 +168,26 @@ static void derive(const struct lec_shard_view *view, const struct salvage *salv
     if (shard->next_version <= salvage->highest_version || shard->next_version >= VERSION_LIMIT) shard->next_version = salvage->highest_version + 1;
 }
 
+/* Marks all that the roots reach; false: the proof failed. */
+static bool mark_roots(const struct lec_shard_view *view, struct salvage *salvage)
+{
+    bool is_spoiled = true;
+    for (uint32_t pass = 0; is_spoiled && pass < LEC_MARKING_PASSES; pass++) {
+        *salvage = (struct salvage){0, 0, 0};
+        if (!salvage_slots(view, salvage)) return false;
+        view->shard->reserved_chains = lec_reservations_mark_locked(view, &is_spoiled);
+    }
+    return !is_spoiled;
+}
+
 void lec_shard_recover_locked(const struct lec_shard_view *view)
 {
-    struct salvage salvage = {0, 0, 0};
+    struct salvage salvage;
     view->shard->generation++;
     /* Before anything is freed: the dead owner may have stored a slot (U1) and not the version (U2), see index.h. */
     lec_index_invalidate_readers_locked(view);
     tokens_void(view);
-    if (salvage_slots(view, &salvage)) {
+    if (mark_roots(view, &salvage)) {
         derive(view, &salvage);
         return;
     }

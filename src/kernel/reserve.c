@@ -78,9 +78,12 @@ void lec_reservations_reap_locked(const struct lec_shard_view *view, bool look_f
     if (damaged) lec_shard_recover_locked(view);
 }
 
+struct marking { uint32_t count; bool is_spoiled; };
+
 static void mark_one(const struct lec_shard_view *view, struct lec_reservation *reservation, bool owner_lives, void *context)
 {
-    uint32_t *count = context, units, unit = lec_load32(&reservation->unit);
+    struct marking *marking = context;
+    uint32_t units, unit = lec_load32(&reservation->unit);
     const struct lec_space_view *space = &view->space;
     bool held = owner_lives && state_of(reservation) == LEC_RESERVATION_HELD && unit < space->units;
     /* Already reached from a slot: published, and its owner died before closing the record. */
@@ -89,8 +92,9 @@ static void mark_one(const struct lec_shard_view *view, struct lec_reservation *
         const struct lec_entry *entry = lec_entry_at(space, unit);
         uint64_t payload_bytes = (uint64_t)lec_load16(&entry->key_bytes) + lec_load32(&entry->value_bytes);
         held = lec_chain_mark(space, unit, payload_bytes, &units);
+        marking->is_spoiled |= !held;
     }
-    if (held) *count += 1;
+    if (held) marking->count++;
     else lec_reservation_close_locked(view, reservation);
 }
 
@@ -112,11 +116,12 @@ uint32_t lec_reservations_verify_locked(const struct lec_shard_view *view)
     return sound;
 }
 
-uint32_t lec_reservations_mark_locked(const struct lec_shard_view *view)
+uint32_t lec_reservations_mark_locked(const struct lec_shard_view *view, bool *is_spoiled)
 {
-    uint32_t count = 0;
-    for_each(view, mark_one, &count);
-    return count;
+    struct marking marking = {0, false};
+    for_each(view, mark_one, &marking);
+    *is_spoiled = marking.is_spoiled;
+    return marking.count;
 }
 
 static void count_one(const struct lec_shard_view *view, struct lec_reservation *reservation, bool owner_lives, void *context)

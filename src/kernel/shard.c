@@ -141,8 +141,11 @@ void lec_shard_clear_locked(const struct lec_shard_view *view)
     atomic_store_explicit(&shard->entries, 0, memory_order_relaxed);
     atomic_store_explicit(&shard->payload_bytes, 0, memory_order_relaxed);
     lec_index_reset_locked(view);
-    lec_space_unmark_all(&view->space);
-    shard->reserved_chains = lec_reservations_mark_locked(view);
+    bool is_spoiled = true;
+    for (uint32_t pass = 0; is_spoiled && pass < LEC_MARKING_PASSES; pass++) {
+        lec_space_unmark_all(&view->space);
+        shard->reserved_chains = lec_reservations_mark_locked(view, &is_spoiled);
+    }
     lec_space_rebuild(&view->space);
     nodes_reset(view);
     lec_policy_reset(&view->policy);
