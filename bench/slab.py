@@ -205,7 +205,7 @@ def main() -> int:
     sets = measure_sets(1024, rounds, 15_000 if quick else 50_000)
     tail = measure_tail(20_000 if quick else 1_000_000)
     os.sched_setaffinity(0, everywhere)
-    scaling = measure_scaling(workload, 1024, rounds, 0.05 if quick else 0.2, rounds if quick else 120)
+    scaling = measure_scaling(workload, 1024, rounds, 0.05 if quick else 0.2, rounds if quick else 24)
 
     _print_table("get, ns", {f"{size} B": _medians(results) for size, results in gets.items()})
     _print_table("set at capacity, ns", {"1024 B": _medians(sets)})
