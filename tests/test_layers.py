@@ -36,6 +36,8 @@ ORDER = [
     "model",
     "keys",
     "codec",
+    "regions",
+    "settings",
     "__init__",
     "workers",
 ]
