@@ -57,7 +57,11 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     expires_at: float | None = None
     """Seconds since the epoch; None = never. Absolute, so the same instant in both tiers and on every host."""
     generations: dict[str, int] = {}
-    """The generation of each fence (a tag, the namespace, the whole cache) when the computation began, by its name."""
+    """The tags, each with the epoch or id at which the computation began."""
+    seconds: float = 0.0
+    """How long the computation took."""
+    is_negative: bool = False
+    """There is no answer, and that is to be remembered; the response is empty."""
 
 
 class EntryCodec:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 __all__ = [
     "CacheError",
+    "ComputeError",
     "RedisConfigError",
     "SettingsError",
     "SlabBusyError",
@@ -62,3 +63,7 @@ class RedisConfigError(CacheError):
 
 class SettingsError(CacheError):
     """A configuration value from the environment is not allowed."""
+
+
+class ComputeError(CacheError):
+    """The computation of a value failed in another process: its error's type and text are in the message."""

@@ -1,0 +1,169 @@
+"""What lies under a key in Redis, and the scripts that change it. Each script touches exactly one key.
+
+Everything is ordered by one logical clock: the ids of the invalidation stream, as 16 hexadecimal digits. A computation
+*begins* at the largest id that its host knew of; a value is void once something it depends on was invalidated under a
+larger id.
+
+    V <begin:16> <entry>                           a value; the entry is `codec`'s
+    X <floor:16>                                   a tombstone: whatever began before `floor` must not be stored
+    L <floor:16> <token:32> <deadline ms:13>       a lease: its holder computes this value; keeps the floor meanwhile
+
+A writer without a lease is refused by a larger floor or a value that began later. The holder of a lease is refused when
+the record is no longer its own lease or its deadline has passed: so eviction, a flush, an invalidation and another
+host's take-over all refuse it, and nothing needs to be kept for ever. Deadlines are the server's own clock (TIME).
+
+The lease is that of memcached: R. Nishtala et al., "Scaling Memcache at Facebook", NSDI 2013, section 3.2.1.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from llm_edge_cache.redis_client import LuaScript
+
+__all__ = [
+    "CLAIM",
+    "HEADER_BYTES",
+    "NO_ID",
+    "RAISE",
+    "RELEASE",
+    "RENEW",
+    "TOMBSTONE",
+    "WRITE",
+    "Value",
+    "pack_id",
+    "parse_value",
+    "stream_id",
+    "text_of_id",
+]
+
+HEADER_BYTES: Final = 17
+NO_ID: Final = b"0" * 16
+_SEQUENCE_BITS: Final = 16
+
+
+def pack_id(stream: bytes) -> int:
+    """Return a stream id (b"1700000000000-5") as one integer of 64 bits that sorts alike.
+
+    A sequence number beyond 65,535 within one millisecond counts as that: ids then tie, which voids too much.
+    """
+    milliseconds, _, sequence = stream.partition(b"-")
+    return int(milliseconds) << _SEQUENCE_BITS | min(int(sequence or b"0"), (1 << _SEQUENCE_BITS) - 1)
+
+
+def stream_id(packed: int) -> bytes:
+    """Return the stream id of `pack_id`'s integer."""
+    return b"%d-%d" % (packed >> _SEQUENCE_BITS, packed & ((1 << _SEQUENCE_BITS) - 1))
+
+
+def text_of_id(packed: int) -> bytes:
+    """Return the 16 digits that records hold; they compare as the integers do."""
+    return b"%016x" % packed
+
+
+class Value(NamedTuple):
+    """A value as it lay in Redis."""
+
+    begin: int
+    """The packed id at which its computation began."""
+    data: bytes
+    """The entry, as `codec` made it."""
+
+
+def parse_value(record: bytes | None) -> Value | None:
+    """Return the value that a record holds; None for none, a tombstone or a lease.
+
+    Raises:
+        ValueError: the record is none of ours.
+    """
+    if record is None:
+        return None
+    kind = record[:1]
+    if kind == b"V":
+        return Value(int(record[1:HEADER_BYTES], 16), record[HEADER_BYTES:])
+    if kind in (b"X", b"L"):
+        return None
+    raise ValueError("a record of an unknown kind")
+
+
+# Shared by the scripts: the record's kind, floor and token, and whether its lease holds.
+# A key of another type (a stranger's list) counts as absent, and is replaced.
+_HEAD: Final = """
+local head = redis.pcall('GETRANGE', KEYS[1], 0, 61)
+if type(head) ~= 'string' then redis.call('DEL', KEYS[1]); head = '' end
+local kind, floor, token = string.sub(head, 1, 1), string.sub(head, 2, 17), string.sub(head, 18, 49)
+if (kind ~= 'V' and kind ~= 'X' and kind ~= 'L') or #floor ~= 16 then kind, floor = '', '0000000000000000' end
+local function now() local t = redis.call('TIME'); return t[1] * 1000 + math.floor(t[2] / 1000) end
+local function leased() return kind == 'L' and now() < (tonumber(string.sub(head, 50, 62)) or 0) end
+local function longest(ms) return math.max(tonumber(ms), redis.call('PTTL', KEYS[1])) end
+"""
+
+WRITE: Final = LuaScript(
+    _HEAD
+    + """
+-- begin, token or '', milliseconds to live, entry -> 1 stored, 0 refused
+local begin = ARGV[1]
+if ARGV[2] ~= '' then
+  if not leased() or token ~= ARGV[2] then return 0 end
+  -- The lease was given after the floor was set, whatever id the holder's host knew of by then.
+  if begin < floor then begin = floor end
+elseif begin < floor then return 0 end
+redis.call('SET', KEYS[1], 'V' .. begin .. ARGV[4], 'PX', ARGV[3])
+return 1
+"""
+)
+
+CLAIM: Final = LuaScript(
+    _HEAD
+    + """
+-- token, lease in milliseconds, header of a value known to be void or ''
+-- -> the record if it is a value; a negative number: leased to another, for so many milliseconds; 1: leased to the caller
+if kind == 'V' and string.sub(head, 1, 17) ~= ARGV[3] then return redis.call('GET', KEYS[1]) end
+if leased() and token ~= ARGV[1] then return -math.max(1, tonumber(string.sub(head, 50, 62)) - now()) end
+local record = 'L' .. floor .. ARGV[1] .. string.format('%013.0f', now() + ARGV[2])
+redis.call('SET', KEYS[1], record, 'PX', kind == 'V' and ARGV[2] or longest(ARGV[2]))
+return 1
+"""
+)
+
+RENEW: Final = LuaScript(
+    _HEAD
+    + """
+-- token, lease in milliseconds -> 1 renewed, 0 lost
+if not leased() or token ~= ARGV[1] then return 0 end
+local record = 'L' .. floor .. token .. string.format('%013.0f', now() + ARGV[2])
+redis.call('SET', KEYS[1], record, 'PX', longest(ARGV[2]))
+return 1
+"""
+)
+
+RELEASE: Final = LuaScript(
+    _HEAD
+    + """
+-- token -> 1 released, 0 was not the caller's
+if kind ~= 'L' or token ~= ARGV[1] then return 0 end
+local left = redis.call('PTTL', KEYS[1])
+if floor == '0000000000000000' or left <= 0 then redis.call('DEL', KEYS[1])
+else redis.call('SET', KEYS[1], 'X' .. floor, 'PX', left) end
+return 1
+"""
+)
+
+TOMBSTONE: Final = LuaScript(
+    _HEAD
+    + """
+-- id, milliseconds to live -> 1 set, 0 what is there began later
+if kind ~= '' and floor >= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], 'X' .. ARGV[1], 'PX', ARGV[2])
+return 1
+"""
+)
+
+RAISE: Final = LuaScript("""
+-- id, milliseconds to live or 0 (for ever) -> the id that stands now
+local id = redis.pcall('GET', KEYS[1])
+if type(id) ~= 'string' or #id ~= 16 or id < ARGV[1] then id = ARGV[1] end
+if ARGV[2] == '0' then redis.call('SET', KEYS[1], id)
+else redis.call('SET', KEYS[1], id, 'PX', math.max(tonumber(ARGV[2]), redis.call('PTTL', KEYS[1]))) end
+return id
+""")

@@ -1,0 +1,232 @@
+"""L2: entries in Redis, read, claimed and written. Every operation is a generator of effects (`effects`).
+
+Whatever Redis does, nothing is raised from here: an operation that it did not answer says so, and the failure is
+counted by its reason and told to the breaker.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from llm_edge_cache.breaker import Breaker
+from llm_edge_cache.codec import CodecError, Entry, EntryCodec
+from llm_edge_cache.effects import Steps
+from llm_edge_cache.redis_client import Batch, Call, RedisTrouble, Script
+from llm_edge_cache.redis_records import CLAIM, HEADER_BYTES, RELEASE, RENEW, WRITE, parse_value, text_of_id
+from llm_edge_cache.regions import Counter, Histogram, Word
+from llm_edge_cache.settings import L2Config
+
+if TYPE_CHECKING:
+    from llm_edge_cache.slab import SharedSlab
+
+__all__ = ["LEASE_MS", "UNANSWERED", "Busy", "Found", "Leased", "Names", "RedisTier", "Unanswered"]
+
+_log = logging.getLogger("llm_edge_cache")
+
+LEASE_MS: Final = 2000
+"""How long a host keeps the right to compute a value without renewing it."""
+
+_ERRORS: Final = {
+    "timeout": Counter.L2_ERROR_TIMEOUT,
+    "connection": Counter.L2_ERROR_CONNECTION,
+    "auth": Counter.L2_ERROR_AUTH,
+    "oom": Counter.L2_ERROR_OOM,
+    "readonly": Counter.L2_ERROR_READONLY,
+    "loading": Counter.L2_ERROR_LOADING,
+    "cluster": Counter.L2_ERROR_CLUSTER,
+    "response": Counter.L2_ERROR_RESPONSE,
+}
+BAD: Final = {
+    "truncated": Counter.BAD_TRUNCATED,
+    "format": Counter.BAD_FORMAT,
+    "checksum": Counter.BAD_CHECKSUM,
+    "compression": Counter.BAD_COMPRESSION,
+    "content": Counter.BAD_CONTENT,
+}
+"""The counter of each reason for which bytes are no entry."""
+
+
+class Found(NamedTuple):
+    """A value that may be served, or one that is only stale."""
+
+    entry: Entry
+    data: bytes
+    header: bytes
+    is_stale: bool
+
+
+class Leased(NamedTuple):
+    """The caller computes the value for all hosts."""
+
+    token: bytes
+
+
+class Busy(NamedTuple):
+    """Another host computes it."""
+
+    seconds_left: float
+
+
+class Unanswered(NamedTuple):
+    """Redis was not asked, or did not answer: nothing is known."""
+
+
+UNANSWERED: Final = Unanswered()
+
+
+class Names:
+    """The names of everything that this cache keeps in Redis."""
+
+    def __init__(self, prefix: str) -> None:
+        """Begin each with the prefix."""
+        self.prefix: Final = prefix.encode()
+        self.events: Final = self.prefix + b"events"
+        """The invalidation stream."""
+        self.cleared: Final = self.prefix + b"cleared"
+        """Id of the last clear_all."""
+
+    def value(self, key: bytes) -> bytes:
+        """Return where the value of a cache key lies."""
+        return self.prefix + key
+
+    def tag(self, tag: str) -> bytes:
+        """Return where the id of a tag's last invalidation lies. Tags may be long, and are nobody's business."""
+        return self.prefix + b"tag:" + hashlib.sha256(tag.encode()).hexdigest()[:32].encode()
+
+
+class RedisTier:
+    """The tier as one process sees it; what all processes of the host must agree on is in the slab."""
+
+    def __init__(self, slab: SharedSlab, config: L2Config, codec: EntryCodec) -> None:
+        """Use this slab's words and counters."""
+        self.config: Final = config
+        self.names: Final = Names(config.key_prefix)
+        self.breaker: Final = Breaker(slab)
+        self._slab = slab
+        self._codec = codec
+
+    # ---- asking ----
+
+    def is_usable(self) -> bool:
+        """Tell whether its values can be had and trusted now.
+
+        They cannot be trusted before this host has read the stream once (a clear_all would be unknown to it), nor while
+        invalidations of this host have not been delivered: 1 P invalidates K while Redis is away, deletes it in L1 and
+        returns  2 Redis is back  3 Q misses in L1 and finds the old K in Redis.
+        """
+        word = self._slab._word
+        return self.breaker.is_closed() and word(Word.CURSOR) != 0 and word(Word.UNDELIVERED) == 0
+
+    def ask(self, command: Call | Script | Batch) -> Steps[Any]:
+        """Perform a command, and let the breaker know; failures are counted.
+
+        Raises:
+            RedisTrouble: it failed. Within a batch, failures stand in place of the replies instead.
+        """
+        try:
+            reply = yield command
+        except RedisTrouble as trouble:
+            self.note(trouble)
+            raise
+        failed = [item for item in reply if isinstance(item, RedisTrouble)] if isinstance(command, Batch) else []
+        for trouble in failed:
+            self.note(trouble)
+        if not any(trouble.is_outage for trouble in failed):
+            self.breaker.succeed()
+        return reply
+
+    def note(self, trouble: RedisTrouble) -> None:
+        """Count a failure, and tell the breaker if Redis could not serve."""
+        self._slab._count(_ERRORS[trouble.reason])
+        _log.debug("Redis: %s", trouble)
+        if trouble.is_outage:
+            self.breaker.fail(time.monotonic_ns())
+
+    # ---- reading ----
+
+    def read(self, key: bytes, *, stale: bool = False) -> Steps[Found | Unanswered | None]:
+        """Read the value of a cache key.
+
+        Args:
+            key: 64 hexadecimal digits.
+            stale: return a value past its expiry too, as stale.
+
+        Returns:
+            The value; None for a miss; UNANSWERED.
+        """
+        if not self.is_usable():
+            self._slab._count(Counter.L2_SKIPPED)
+            return UNANSWERED
+        start = time.monotonic_ns()
+        try:
+            record = yield from self.ask(Call((b"GET", self.names.value(key))))
+            found = yield from self._judge(key, record)
+        except RedisTrouble:
+            return UNANSWERED
+        if found is not None and found.is_stale and not stale:
+            found = None
+        is_hit = found is not None and not found.is_stale
+        self._slab._record(Counter.L2_HITS if is_hit else Counter.L2_MISSES, Histogram.L2, start)
+        return found
+
+    def claim(self, key: bytes, token: bytes, void: bytes = b"") -> Steps[Found | Leased | Busy | Unanswered]:
+        """Read the value, or take the lease to compute it. Counts neither hit nor miss: a caller may ask many times.
+
+        Args:
+            key: 64 hexadecimal digits.
+            token: 32 hexadecimal digits that nobody else uses.
+            void: the header of a value that is known to be void, so that the lease replaces it.
+        """
+        if not self.is_usable():
+            self._slab._count(Counter.L2_SKIPPED)
+            return UNANSWERED
+        try:
+            while True:
+                reply = yield from self.ask(Script(CLAIM, self.names.value(key), (token, LEASE_MS, void)))
+                if isinstance(reply, int):
+                    return Leased(token) if reply == 1 else Busy(-reply / 1000)
+                found = yield from self._judge(key, reply)
+                if found is not None:
+                    return found
+                void = reply[:HEADER_BYTES]
+        except RedisTrouble:
+            return UNANSWERED
+
+    def _judge(self, key: bytes, record: bytes | None) -> Steps[Found | None]:
+        """Return the value of a record if nothing that it depends on was invalidated since it began."""
+        try:
+            value = parse_value(record)
+            entry = None if value is None else self._codec.decode(value.data)
+        except (ValueError, CodecError) as error:
+            reason = error.reason if isinstance(error, CodecError) else "format"
+            self._slab._count(BAD[reason])
+            yield from self.ask(Call((b"DEL", self.names.value(key))))
+            return None
+        if record is None or value is None or entry is None or value.begin < self._slab._word(Word.CLEARED):
+            return None
+        if entry.generations:
+            gets = tuple(Call((b"GET", self.names.tag(tag))) for tag in entry.generations)
+            ids = yield from self.ask(Batch(gets))
+            # A tag whose id is gone may have been invalidated: Redis evicts what it likes.
+            if not all(isinstance(found, bytes) and found <= text_of_id(value.begin) for found in ids):
+                return None
+        is_stale = entry.expires_at is not None and entry.expires_at <= time.time()
+        return Found(entry, value.data, record[:HEADER_BYTES], is_stale)
+
+    # ---- writing ----
+
+    def write_command(self, key: bytes, data: bytes, begin: int, seconds: float, lease: bytes = b"") -> Script:
+        """Return the command that stores a value unless something newer is there, or its lease was lost."""
+        milliseconds = max(1, round(seconds * 1000))
+        return Script(WRITE, self.names.value(key), (text_of_id(begin), lease, milliseconds, data))
+
+    def renew_command(self, key: bytes, lease: bytes) -> Script:
+        """Return the command that keeps a lease for another term."""
+        return Script(RENEW, self.names.value(key), (lease, LEASE_MS))
+
+    def release_command(self, key: bytes, lease: bytes) -> Script:
+        """Return the command that gives a lease up."""
+        return Script(RELEASE, self.names.value(key), (lease,))

@@ -1,0 +1,156 @@
+"""What a process does for the cache beside its requests, in one thread: renew what it leads, probe, deliver, follow.
+
+The thread starts with the first need for it: a flight that this process leads, or a Redis behind the slab. Every step is
+bounded by the operation timeout (a probe: by the connection timeout), so that leases are renewed in time.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from llm_edge_cache.effects import Steps, World, perform
+from llm_edge_cache.errors import SlabClosedError, SlabError
+from llm_edge_cache.flight import Flights, Running
+from llm_edge_cache.follower import Follower
+from llm_edge_cache.invalidation import Invalidator
+from llm_edge_cache.redis_client import Batch, RedisTrouble
+from llm_edge_cache.redis_tier import RedisTier
+from llm_edge_cache.regions import Word
+from llm_edge_cache.sizing import Sizer
+
+if TYPE_CHECKING:
+    from llm_edge_cache.redis_client import RedisClient
+    from llm_edge_cache.slab import SharedSlab
+
+__all__ = ["Upkeep"]
+
+_log = logging.getLogger("llm_edge_cache")
+
+_RENEWAL_NS: Final = 500_000_000
+_TICK_SECONDS: Final = 0.1
+
+
+class Upkeep:
+    """The upkeep of one process, for one slab and the Redis behind it."""
+
+    def __init__(
+        self,
+        slab: SharedSlab,
+        flights: Flights,
+        redis: RedisClient | None,
+        tier: RedisTier | None,
+        invalidator: Invalidator,
+    ) -> None:
+        """Look after these; without a tier there are only flights to renew."""
+        self._slab = slab
+        self._flights = flights
+        self._redis = redis
+        self._tier = tier
+        self._invalidator = invalidator
+        self._follower = None if tier is None else Follower(slab, tier, invalidator)
+        self._sizer = None if tier is None else Sizer(slab, tier)
+        self._renewed_ns = 0
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._established = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """See to it that the thread runs."""
+        if self._thread is None:
+            with self._lock:
+                if self._thread is None and not self._stop.is_set():
+                    thread = threading.Thread(target=self._run, name="llm-edge-cache-upkeep", daemon=True)
+                    thread.start()
+                    self._thread = thread
+
+    def wait_established(self, seconds: float) -> bool:
+        """Wait until this host has read the invalidation stream once, or Redis turned out to be away."""
+        return self._established.wait(seconds)
+
+    def stop(self, seconds: float) -> None:
+        """End the thread; another process reads the stream from now on."""
+        self._stop.set()
+        self._established.set()
+        if self._thread is not None:
+            self._thread.join(seconds)
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                try:
+                    self._tick()
+                except SlabClosedError:
+                    return
+                except RedisTrouble:
+                    self._pause()
+                except SlabError as error:
+                    _log.debug("upkeep: %s", error)
+                    self._pause()
+                except Exception:
+                    _log.exception("upkeep: it goes on")
+                    self._pause()
+            if self._follower is not None and not self._slab.closed:
+                self._follower.resign()
+        except SlabError as error:
+            _log.debug("upkeep ends: %s", error)
+
+    def _pause(self) -> None:
+        self._established.set()
+        self._stop.wait(_TICK_SECONDS)
+
+    def _tick(self) -> None:
+        """One round; the follower's wait for news is its pause."""
+        now_ns = time.monotonic_ns()
+        if now_ns - self._renewed_ns >= _RENEWAL_NS:
+            self._renewed_ns = now_ns
+            self._renew()
+        if self._tier is None or self._follower is None:
+            self._stop.wait(_TICK_SECONDS)
+        elif not self._tier.breaker.is_closed():
+            self._probe(now_ns)
+            self._pause()
+        else:
+            self._serve(self._follower, now_ns)
+
+    def _serve(self, follower: Follower, now_ns: int) -> None:
+        """What a host does while Redis answers."""
+        if self._slab._word(Word.UNDELIVERED):
+            self._perform(self._invalidator.deliver())
+        if follower.elect(now_ns):
+            self._perform(follower.follow())
+            if self._sizer is not None and self._sizer.is_due(now_ns):
+                self._perform(self._sizer.sample(now_ns))
+        else:
+            self._stop.wait(_TICK_SECONDS)
+        if self._slab._word(Word.CURSOR):
+            self._established.set()
+
+    def _renew(self) -> None:
+        leads = self._flights.renew()
+        tier = self._tier
+        if not leads or tier is None or not tier.breaker.is_closed():
+            return
+        commands = [tier.renew_command(lead.key, lead.lease) for lead in leads if lead.lease is not None]
+        try:
+            self._perform(tier.ask(Batch(tuple(commands))))
+        except RedisTrouble as trouble:
+            _log.debug("leases not renewed: %s", trouble)
+
+    def _probe(self, now_ns: int) -> None:
+        assert self._tier is not None
+        assert self._redis is not None
+        if not self._tier.breaker.claim_probe(now_ns):
+            return
+        try:
+            self._redis.connect()
+        except RedisTrouble as trouble:
+            _log.debug("Redis is still away: %s", trouble)
+        else:
+            self._tier.breaker.succeed()
+
+    def _perform(self, steps: Steps[object]) -> None:
+        perform(steps, World(self._redis, lambda flight: self._flights.wait(Running(*flight[:2]), flight.seconds)))
