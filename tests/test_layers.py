@@ -36,6 +36,11 @@ ORDER = [
     "model",
     "keys",
     "codec",
+    "redis_target",
+    "redis_commands",
+    "redis_route",
+    "redis_links",
+    "redis_client",
     "__init__",
     "workers",
 ]
