@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable, Iterator
 
 import pytest
+from fault_proxy import FaultProxy
+from redis_servers import RedisServer
 
 from llm_edge_cache import SharedSlab, SlabConfig
 
@@ -46,3 +48,17 @@ def run_python() -> Callable[..., str]:
         return done.stdout.strip()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """One real Redis for all: a test uses keys of its own (a prefix) and does nothing that the others would notice."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def fault_proxy(redis_server: RedisServer) -> Iterator[FaultProxy]:
+    """A proxy before `redis_server` that passes everything on, until it is told otherwise."""
+    with FaultProxy(redis_server.address) as proxy:
+        yield proxy
