@@ -53,9 +53,12 @@ ORDER = [
     "follower",
     "flight",
     "upkeep",
+    "waiting",
     "lookup",
     "core",
+    "engine",
     "manager",
+    "sync_manager",
     "__init__",
     "workers",
 ]

@@ -139,6 +139,8 @@ PyObject *slab_set(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyOb
 PyObject *slab_add(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords);
 PyObject *slab_cas(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords);
 PyObject *slab_fill(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords);
+PyObject *slab_fill_fenced(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords);
+PyObject *slab_fence(PyObject *self, PyObject *key);
 PyObject *slab_set_many(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords);
 PyObject *slab_incr(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords);
 PyObject *slab_touch(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords);
@@ -161,7 +163,8 @@ PyObject *slab_word_set(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 PyObject *slab_word_exchange(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
 PyObject *slab_word_raise(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
 PyObject *slab_tag(PyObject *self, PyObject *hash);
-PyObject *slab_tag_bump(PyObject *self, PyObject *hash);
+PyObject *slab_word_add(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
+PyObject *slab_tag_raise(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
 PyObject *slab_identity(PyObject *self, PyObject *unused);
 PyObject *slab_is_alive(PyObject *self, PyObject *identity);
 

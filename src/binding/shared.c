@@ -207,24 +207,48 @@ PyObject *slab_word_raise(PyObject *self, PyObject *const *args, Py_ssize_t narg
     return outcome < 0 ? NULL : PyBool_FromLong(outcome);
 }
 
-static PyObject *tag_answer(PyObject *self, const char *function, PyObject *hash_object, uint64_t bump)
+/* _word_add(index, amount) -> the sum, modulo 2**64 */
+PyObject *slab_word_add(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    static const char *const names[] = {"index", "amount"};
+    uint64_t numbers[2], sum = 0;
+    uint32_t index;
+    bool is_gone;
+    if (!numbers_parse("_word_add", args, nargs, names, 2, numbers) || !index_parse(args[0], names[0], MANAGER_WORDS, &index)) return NULL;
+    MappingObject *mapping = slab_enter_live((SlabObject *)self, &is_gone);
+    if (!mapping && !is_gone) return NULL;
+    if (mapping) sum = atomic_fetch_add(lec_word(&mapping->handle, index), numbers[1]) + numbers[1];
+    Py_XDECREF(mapping);
+    return PyLong_FromUnsignedLongLong(sum);
+}
+
+/* _tag(tag_hash) */
+PyObject *slab_tag(PyObject *self, PyObject *hash_object)
 {
     static const char *const names[] = {"tag_hash"};
     uint64_t hash, value = 0;
     bool is_gone;
-    if (!numbers_parse(function, &hash_object, 1, names, 1, &hash)) return NULL;
+    if (!numbers_parse("_tag", &hash_object, 1, names, 1, &hash)) return NULL;
     MappingObject *mapping = slab_enter_live((SlabObject *)self, &is_gone);
     if (!mapping && !is_gone) return NULL;
-    if (mapping) {
-        _Atomic uint64_t *tag = lec_tag(&mapping->handle, hash);
-        value = bump ? atomic_fetch_add(tag, bump) + bump : atomic_load(tag);
-        Py_DECREF(mapping);
-    }
+    if (mapping) value = atomic_load(lec_tag(&mapping->handle, hash));
+    Py_XDECREF(mapping);
     return PyLong_FromUnsignedLongLong(value);
 }
 
-PyObject *slab_tag(PyObject *self, PyObject *hash) { return tag_answer(self, "_tag", hash, 0); }
-PyObject *slab_tag_bump(PyObject *self, PyObject *hash) { return tag_answer(self, "_tag_bump", hash, 1); }
+/* _tag_raise(tag_hash, value) -> whether it was below */
+PyObject *slab_tag_raise(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    static const char *const names[] = {"tag_hash", "value"};
+    uint64_t numbers[2];
+    bool is_gone;
+    if (!numbers_parse("_tag_raise", args, nargs, names, 2, numbers)) return NULL;
+    MappingObject *mapping = slab_enter_live((SlabObject *)self, &is_gone);
+    if (!mapping && !is_gone) return NULL;
+    bool is_raised = mapping && word_raise(lec_tag(&mapping->handle, numbers[0]), numbers + 1);
+    Py_XDECREF(mapping);
+    return PyBool_FromLong(is_raised);
+}
 
 /* ---- identities ---- */
 

@@ -86,6 +86,25 @@ PyObject *slab_fill(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyO
     return store_method(self, "fill", LEC_FILL, "token", args, nargs, keywords);
 }
 
+PyObject *slab_fill_fenced(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
+{
+    return store_method(self, "_fill_fenced", LEC_FILL_FENCED, "fence", args, nargs, keywords);
+}
+
+/* _fence(key) */
+PyObject *slab_fence(PyObject *self, PyObject *key_object)
+{
+    struct bytes_view key;
+    bool is_gone;
+    if (!key_open(key_object, &key)) return NULL;
+    MappingObject *mapping = slab_enter_live((SlabObject *)self, &is_gone);
+    uint64_t fence = mapping ? lec_fence_now(&mapping->handle, key.bytes, (uint32_t)key.count) : 0;
+    view_close(&key);
+    if (!mapping && !is_gone) return NULL;
+    Py_XDECREF(mapping);
+    return PyLong_FromUnsignedLongLong(fence);
+}
+
 /* ---- many ---- */
 
 /* Stores each pair of `items`, a list of ours; appends the keys that were refused. */

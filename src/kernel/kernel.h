@@ -89,19 +89,21 @@ void lec_hint_entry(struct lec_handle *handle, uint64_t hash);
 void lec_count_read(struct lec_handle *handle, uint32_t hits, uint32_t misses);
 
 /* ---- writes: timeout_ns == 0 means trylock only ---- */
-enum lec_mode { LEC_SET, LEC_ADD, LEC_CAS, LEC_FILL };
+enum lec_mode { LEC_SET, LEC_ADD, LEC_CAS, LEC_FILL, LEC_FILL_FENCED };
 
 struct lec_store {
     const void *key; const void *value;
     uint64_t value_bytes;
     uint32_t key_bytes;
     enum lec_mode mode;
-    uint64_t expected;              /* CAS: version; FILL: token */
+    uint64_t expected;              /* CAS: version; FILL: token; FILL_FENCED: fence */
     uint64_t ttl_ns;                /* 0 = never expires */
     uint64_t tti_ns;                /* 0 = off */
 };
 /* LEC_OK, LEC_EXISTS (add), LEC_MISMATCH (cas, fill; cas of an absent key too), LEC_REFUSED, LEC_WOULD_BLOCK, LEC_BUSY, LEC_RETIRED. */
 enum lec_status lec_store(struct lec_handle *handle, const struct lec_store *store, uint64_t now_ns, uint64_t timeout_ns);
+/* For a fill after a long computation: moved by deletes of the key, clears, and takeovers of its flight, but not by sets. */
+uint64_t lec_fence_now(struct lec_handle *handle, const void *key, uint32_t key_bytes);
 /* Values longer than this are filled outside the lock; the caller may want to release its own locks (the GIL) first. */
 #define LEC_INLINE_BYTES 8192u
 /* How long the second critical section of such a store may wait for the lock when timeout_ns is 0. */

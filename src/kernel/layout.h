@@ -1,7 +1,7 @@
 /* What lies where in the segment: every struct that processes share, and the geometry derived from a configuration.
  *
  *   header page | mutex pages | processes | flights | tag generations | shared words | shard 0 | shard 1 | ...
- *   shard: state | buckets | nodes | sketch | key generations | expiry tree | live bitmap | used bitmap | arena
+ *   shard: state | buckets | nodes | sketch | key generations, fences | expiry tree | live bitmap | used bitmap | arena
  *
  * Offsets and indices only, never pointers. Nobody trusts a stored offset: whoever attaches validates the stored
  * configuration, derives the geometry again with lec_geometry_derive() and keeps that as a private copy.
@@ -56,7 +56,7 @@ struct lec_geometry {
     uint32_t node_count;            /* entries of the largest shard; shard i may hold lec_shard_entries() of them */
     uint32_t full_shards;           /* the first so many shards hold node_count entries, the others one fewer */
     uint32_t bucket_count, sketch_lines;
-    uint32_t generation_count;      /* power of two */
+    uint32_t generation_count;      /* power of two; of generations, and as many fences */
     uint32_t units;                 /* 64-byte units of one arena */
     uint32_t expiry_leaves;         /* groups of LEC_EXPIRY_FAN nodes */
     uint32_t expiry_words;          /* all levels of the tree */

@@ -152,7 +152,7 @@ static void expiry_rebuild(const struct lec_shard_view *view)
 /* The dead owner may have published or unlinked and not yet bumped the generation: outstanding tokens are void. */
 static void tokens_void(const struct lec_shard_view *view)
 {
-    for (uint32_t at = 0; at < view->handle->geometry.generation_count; at++) lec_put32(&view->generations[at], lec_load32(&view->generations[at]) + 1);
+    for (uint32_t at = 0; at < 2 * view->handle->geometry.generation_count; at++) lec_put32(&view->generations[at], lec_load32(&view->generations[at]) + 1);
 }
 
 static void derive(const struct lec_shard_view *view, const struct salvage *salvage)

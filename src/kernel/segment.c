@@ -56,7 +56,7 @@ static uint64_t lay_out_tables(const struct lec_config *config, struct lec_geome
     geometry->nodes = geometry->buckets + sizeof(struct lec_bucket) * (uint64_t)geometry->bucket_count;
     geometry->sketch = round_up(geometry->nodes + sizeof(struct lec_node) * (uint64_t)nodes, LEC_LINE);
     geometry->generations = geometry->sketch + (uint64_t)LEC_LINE * geometry->sketch_lines;
-    geometry->expiry = round_up(geometry->generations + sizeof(uint32_t) * (uint64_t)geometry->generation_count, LEC_LINE);
+    geometry->expiry = round_up(geometry->generations + 2 * sizeof(uint32_t) * (uint64_t)geometry->generation_count, LEC_LINE);
     geometry->live = geometry->expiry + sizeof(uint64_t) * (uint64_t)geometry->expiry_words;
     geometry->used = geometry->live + 2 * sizeof(uint64_t) * (((uint64_t)nodes + 63) / 64);
     return geometry->used;

@@ -161,6 +161,6 @@ void lec_shard_create(struct lec_handle *handle, uint32_t index, const uint64_t 
     mutex_create(view.mutex);
     /* Versions and tokens of another segment under the same name do not fit this one. */
     view.shard->next_version = (seed[0] >> 2) + 1;
-    for (uint32_t at = 0; at < handle->geometry.generation_count; at++) view.generations[at] = (uint32_t)(seed[1] + at * UINT64_C(0x9e3779b1));
+    for (uint32_t at = 0; at < 2 * handle->geometry.generation_count; at++) view.generations[at] = (uint32_t)(seed[1] + at * UINT64_C(0x9e3779b1));
     lec_shard_clear_locked(&view);
 }

@@ -12,7 +12,8 @@ struct lec_shard_view {
     pthread_mutex_t *mutex;
     struct lec_bucket *buckets;
     struct lec_node *nodes;
-    uint32_t *generations;          /* per key hash: bumped by every set and delete; what fill tokens are made of */
+    uint32_t *generations;          /* per key hash: bumped by every set and delete; what fill tokens are made of. Behind them
+                                     * as many fences: bumped by deletes alone */
     uint64_t *expiry;               /* expiry.h */
     uint64_t *live, *scratch;       /* recovery: bitmaps of nodes */
     struct lec_space_view space;
@@ -45,7 +46,8 @@ void lec_shard_recover_locked(const struct lec_shard_view *view);
 
 /* What lec_get() hands out for a key on a miss, and a fill must present (write.c). */
 uint64_t lec_token(const struct lec_shard_view *view, uint64_t hash, uint32_t epoch);
-/* From now on a fill that presents a token handed out before is refused. */
+uint64_t lec_fence(const struct lec_shard_view *view, uint64_t hash, uint32_t epoch);
+/* From now on a fill that presents a token or a fence handed out before is refused. */
 void lec_token_void_locked(const struct lec_shard_view *view, uint64_t hash);
 
 /* The epoch that entries must belong to, now. */

@@ -66,7 +66,29 @@ uint64_t lec_token(const struct lec_shard_view *view, uint64_t hash, uint32_t ep
     return (uint64_t)epoch << 32 | __atomic_load_n(generation_of(view, hash), __ATOMIC_ACQUIRE);
 }
 
-void lec_token_void_locked(const struct lec_shard_view *view, uint64_t hash) { token_void(view, hash); }
+/* A computation of seconds cannot live by the generation: every set of every key that shares it would refuse its value.
+ * What must refuse it is a delete (a fence is shared by few of those), a clear, and a takeover of its flight. */
+static uint32_t *fence_of(const struct lec_shard_view *view, uint64_t hash) { return generation_of(view, hash) + view->handle->geometry.generation_count; }
+
+uint64_t lec_fence(const struct lec_shard_view *view, uint64_t hash, uint32_t epoch)
+{
+    return (uint64_t)epoch << 32 | __atomic_load_n(fence_of(view, hash), __ATOMIC_ACQUIRE);
+}
+
+void lec_token_void_locked(const struct lec_shard_view *view, uint64_t hash)
+{
+    uint32_t *fence = fence_of(view, hash);
+    token_void(view, hash);
+    __atomic_store_n(fence, *fence + 1, __ATOMIC_RELEASE);
+}
+
+uint64_t lec_fence_now(struct lec_handle *handle, const void *key, uint32_t key_bytes)
+{
+    uint64_t hash = lec_hash(key, key_bytes, handle->seed);
+    struct lec_shard_view view;
+    lec_shard_view(handle, lec_shard_of(handle, hash), 0, &view);
+    return lec_fence(&view, hash, lec_epoch(handle));
+}
 
 /* ---- looking ---- */
 
@@ -94,6 +116,7 @@ static enum lec_status decide_locked(const struct write *write)
     switch (store->mode) {
     case LEC_ADD: return write->slot == LEC_NONE ? LEC_OK : LEC_EXISTS;
     case LEC_CAS: return write->slot != LEC_NONE && lec_load64(&present(write)->version) == store->expected ? LEC_OK : LEC_MISMATCH;
+    case LEC_FILL_FENCED: return lec_fence(&write->view, write->hash, lec_epoch(write->view.handle)) == store->expected ? LEC_OK : LEC_MISMATCH;
     case LEC_FILL: return lec_token(&write->view, write->hash, lec_epoch(write->view.handle)) == store->expected ? LEC_OK : LEC_MISMATCH;
     default: return LEC_OK;
     }
@@ -349,7 +372,7 @@ static enum lec_status delete_locked(struct write *write, void *context)
     const uint64_t *expected_version = context;
     if (write->slot != LEC_NONE && *expected_version != 0 && lec_load64(&present(write)->version) != *expected_version) return LEC_MISMATCH;
     enum lec_status status = write->slot == LEC_NONE ? LEC_ABSENT : lec_drop_locked(&write->view, write->node, LEC_LEAVES_DELETED);
-    token_void(&write->view, write->hash);  /* of an absent key too: a fill that began before must not bring it back */
+    lec_token_void_locked(&write->view, write->hash);   /* of an absent key too: a fill that began before must not bring it back */
     if (status == LEC_OK) lec_stat_add_locked(&write->view, LEC_STAT_DELETES, 1);
     return status;
 }

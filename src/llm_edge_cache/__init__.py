@@ -5,6 +5,7 @@
 
 from llm_edge_cache.errors import (
     CacheError,
+    ComputeError,
     RedisConfigError,
     SettingsError,
     SlabBusyError,
@@ -17,16 +18,31 @@ from llm_edge_cache.errors import (
     SlabVersionError,
 )
 from llm_edge_cache.keys import generate_cache_key, generate_short_key
+from llm_edge_cache.lookup import CacheHealthStatus, L1Hit, L2Hit, LookupResult, MetricsSnapshot, Miss
+from llm_edge_cache.manager import CacheManager
 from llm_edge_cache.model import CacheableRequest, CachedResponse, TokenUsage
+from llm_edge_cache.settings import L1Config, L2Config
 from llm_edge_cache.slab import SharedSlab, list_slabs
-from llm_edge_cache.slabconfig import DEFAULT, EntryInfo, SlabConfig, SlabStats
+from llm_edge_cache.slabconfig import DEFAULT, EntryInfo, MiB, SlabConfig, SlabStats
+from llm_edge_cache.sync_manager import SyncCacheManager
 
 __all__ = [
     "DEFAULT",
     "CacheError",
+    "CacheHealthStatus",
+    "CacheManager",
     "CacheableRequest",
     "CachedResponse",
+    "ComputeError",
     "EntryInfo",
+    "L1Config",
+    "L1Hit",
+    "L2Config",
+    "L2Hit",
+    "LookupResult",
+    "MetricsSnapshot",
+    "MiB",
+    "Miss",
     "RedisConfigError",
     "SettingsError",
     "SharedSlab",
@@ -40,6 +56,7 @@ __all__ = [
     "SlabPermissionError",
     "SlabStats",
     "SlabVersionError",
+    "SyncCacheManager",
     "TokenUsage",
     "generate_cache_key",
     "generate_short_key",

@@ -1,9 +1,9 @@
 """The circuit breaker for Redis, whose state all processes of the host share.
 
-One word of the slab: while small, the failures in a row; from `OPEN_FROM` on, when the next probe is due (CLOCK_MONOTONIC,
-ns). While it is open no request asks Redis. Probing is not the requests' business: whichever process's upkeep thread
-sees that a probe is due and moves the word on to the next one makes it, so an unreachable Redis costs the host one
-connection attempt an interval and no request anything.
+One word of the slab: while small, the failures in a row; from `OPEN_FROM` on, when the next probe is due
+(CLOCK_MONOTONIC, ns). While it is open no request asks Redis. Probing is not the requests' business: whichever
+process's upkeep thread sees that a probe is due and moves the word on to the next one makes it, so an unreachable Redis
+costs the host one connection attempt an interval and no request anything.
 
 Source of the idea: M. Nygard, "Release It!", 2007, chapter 5.
 """

@@ -1,21 +1,22 @@
 """The cache's decisions in L1 and between the tiers, without I/O: what both faces of the manager share.
 
-A response is *fresh* until its entry's `expires_at`; L1 holds an entry for at most its own ttl, so its life there can only
-be shorter. An entry that carries tags is void once one of them was invalidated after it began (`Word.TAG_EPOCH`).
+A response is *fresh* until its entry's `expires_at`; L1 holds an entry for at most its own ttl, so its life there can
+only be shorter. An entry that carries tags is void once one of them was invalidated after it began (`Word.TAG_EPOCH`).
 """
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
 from llm_edge_cache.codec import CodecError, Entry, EntryCodec
 from llm_edge_cache.deferred import Write
+from llm_edge_cache.effects import Steps
 from llm_edge_cache.errors import SlabBusyError
 from llm_edge_cache.invalidation import tag_hash
-from llm_edge_cache.lookup import L1Hit, L2Hit, Miss
+from llm_edge_cache.lookup import L1Hit, L2Hit, LookupResult, Miss
 from llm_edge_cache.model import CachedResponse
 from llm_edge_cache.redis_tier import BAD, Found, RedisTier
 from llm_edge_cache.regions import Counter, Histogram, Word
@@ -69,10 +70,12 @@ class Lives(NamedTuple):
 class Core:
     """L1 of one process, and the rules between the tiers."""
 
-    def __init__(self, slab: SharedSlab, l1: L1Config, l2: L2Config | None, tier: RedisTier | None) -> None:
+    def __init__(
+        self, slab: SharedSlab, l1: L1Config, l2: L2Config | None, tier: RedisTier | None, codec: EntryCodec
+    ) -> None:
         """Keep entries in this slab, and promote from this tier."""
         self.slab: Final = slab
-        self.codec: Final = EntryCodec(compress_above=None if l2 is None else l2.compress_above)
+        self.codec: Final = codec
         self._l1 = l1
         self._l2 = l2
         self._tier = tier
@@ -81,7 +84,7 @@ class Core:
 
     # ---- L1 ----
 
-    def look(self, key: bytes) -> L1Hit | Look | None:
+    def look(self, key: bytes) -> L1Hit | Look | None:  # noqa: PLR0911 - the hot path: one check, one way out
         """Look a key up in L1, and count it.
 
         Returns:
@@ -169,8 +172,8 @@ class Core:
     def _needs_verifying(self, entry: Entry, now_ns: int) -> bool:
         """Tell whether an invalidation of another host may have been missed, while Redis could have told.
 
-        The bound on staleness: an entry is served without asking for at most `staleness_seconds` after the last contact,
-        or after it was stored.
+        The bound on staleness: an entry is served without asking for at most `staleness_seconds` after the last
+        contact, or after it was stored.
         """
         contact = self.slab._word(Word.CONTACT)
         if now_ns - contact <= self._trusted_ns:
@@ -192,8 +195,8 @@ class Core:
 
     # ---- between the tiers ----
 
-    def lookup_l2(self, look: Look) -> Any:
-        """Go on with a look-up that L1 did not answer: steps that return L2Hit, L1Hit (unverified, Redis away) or Miss."""
+    def lookup_l2(self, look: Look) -> Steps[LookupResult]:
+        """Go on with a look-up that L1 did not answer. An unverified entry is served if Redis does not answer."""
         if self._tier is None:
             return _MISS
         found = yield from self._tier.read(look.key)
@@ -224,9 +227,7 @@ class Core:
 
     # ---- storing ----
 
-    def lives(
-        self, l1_ttl: float | None, l2_ttl: float | None, *, jitter: float = 1.0, stale: float = 0.0
-    ) -> Lives:
+    def lives(self, l1_ttl: float | None, l2_ttl: float | None, *, jitter: float = 1.0, stale: float = 0.0) -> Lives:
         """Work out how long a value lives.
 
         Without `l1_ttl` L1 keeps it for its configured ttl or as long as it is valid, whichever ends first.
@@ -241,13 +242,13 @@ class Core:
         valid = l2_ttl if l2_ttl is not None and self._l2 is not None else configured
         if l1_ttl is not None:
             in_l1: float | None = l1_ttl
-            valid_l1 = l1_ttl if self._l2 is None or valid is None else max(l1_ttl, valid)
+            valid_l1: float | None = l1_ttl if self._l2 is None or valid is None else max(l1_ttl, valid)
         else:
             in_l1 = _shorter(self._l1.ttl_seconds, valid)
             valid_l1 = valid
         if in_l1 is not None and valid_l1 is not None:
             in_l1 = in_l1 * jitter + (stale if in_l1 >= valid_l1 else 0.0)
-            valid_l1 *= jitter
+            valid_l1 = valid_l1 * jitter
         in_l2 = 0.0 if valid is None else valid * jitter
         return Lives(in_l1, in_l2 + stale, valid_l1, in_l2)
 

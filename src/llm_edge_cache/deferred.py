@@ -1,7 +1,7 @@
 """Writes to Redis that no caller waits for: a bounded queue, and one thread that empties it.
 
-What cannot be written is dropped and counted by its reason, never retried for long: it is a cache. Order does not matter:
-each write carries the id at which its computation began, or its lease, and Redis refuses what was overtaken.
+What cannot be written is dropped and counted by its reason, never retried for long: it is a cache. Order does not
+matter: each write carries the id at which its computation began, or its lease, and Redis refuses what was overtaken.
 """
 
 from __future__ import annotations
@@ -165,8 +165,9 @@ def _counter_of(reply: object) -> Counter:
 def _keep_tag(tier: RedisTier, tag: str, begin: int) -> Steps[None]:
     """See to it that a tag's id is there, since values of a tag without one are void, and lives as long as they do.
 
-    One that is gone was never there or has been evicted, with what it knew of invalidations: it is recreated at an id that
-    no invalidation of this tag can be above. That is the value's own `begin` if no such one came since; else the newest.
+    One that is gone was never there or has been evicted, with what it knew of invalidations: it is recreated at an id
+    that no invalidation of this tag can be above. That is the value's own `begin` if no such one came since; else the
+    newest.
     """
     name = tier.names.tag(tag)
     if (yield from tier.ask(Call((b"EXISTS", name)))):

@@ -1,9 +1,9 @@
 """Steps of the cache that need the world: what a decision asks for, and what performs it.
 
-Every operation of the cache that goes beyond shared memory is written once, as a generator. It yields an effect where it
-needs Redis, time or the caller's computation, and is sent the outcome, or has the exception thrown in. `perform` runs
-such a generator with blocking calls; `perform_async` runs the same one on an event loop. So both faces make the same
-decisions, and a test can interleave operations at every step.
+Every operation of the cache that goes beyond shared memory is written once, as a generator. It yields an effect where
+it needs Redis, time or the caller's computation, and is sent the outcome, or has the exception thrown in. `perform`
+runs such a generator with blocking calls; `perform_async` runs the same one on an event loop. So both faces make the
+same decisions, and a test can interleave operations at every step.
 """
 
 from __future__ import annotations
@@ -18,7 +18,18 @@ from llm_edge_cache.redis_client import Batch, Call, Script
 if TYPE_CHECKING:
     from llm_edge_cache.redis_client import AsyncRedisClient, RedisClient
 
-__all__ = ["Compute", "Effect", "Pause", "Steps", "WaitForFlight", "perform", "perform_async"]
+__all__ = [
+    "AsyncWorld",
+    "BlockingCall",
+    "Compute",
+    "Effect",
+    "Pause",
+    "Steps",
+    "WaitForFlight",
+    "World",
+    "perform",
+    "perform_async",
+]
 
 _T = TypeVar("_T")
 
@@ -26,8 +37,15 @@ _T = TypeVar("_T")
 class WaitForFlight(NamedTuple):
     """Wait until a flight is no more, or its time is up."""
 
-    index: int
+    record: int
     token: int
+    seconds: float
+
+
+class BlockingCall(NamedTuple):
+    """A command that the server answers when there is something to tell, after so many seconds at the latest."""
+
+    call: Call
     seconds: float
 
 
@@ -41,7 +59,7 @@ class Compute(NamedTuple):
     """Call the caller's function; the outcome is what it returns."""
 
 
-Effect = Call | Script | Batch | WaitForFlight | Pause | Compute
+Effect = Call | Script | Batch | BlockingCall | WaitForFlight | Pause | Compute
 Steps = Generator[Effect, Any, _T]
 """An operation that returns a _T once its effects have been performed."""
 
@@ -75,7 +93,7 @@ def perform(steps: Steps[_T], world: World) -> _T:
         outcome, error = None, None
         try:
             outcome = _perform_one(effect, world)
-        except BaseException as raised:  # noqa: BLE001 - it goes on inside the operation
+        except BaseException as raised:  # it goes on inside the operation
             error = raised
 
 
@@ -86,8 +104,11 @@ def _perform_one(effect: Effect, world: World) -> object:
     if isinstance(effect, WaitForFlight):
         return world.wait(effect)
     if isinstance(effect, Pause):
-        return time.sleep(effect.seconds)
+        time.sleep(effect.seconds)
+        return None
     assert world.redis is not None
+    if isinstance(effect, BlockingCall):
+        return world.redis.run(effect.call, blocking=effect.seconds)
     return world.redis.run(effect)
 
 
@@ -104,7 +125,7 @@ async def perform_async(steps: Steps[_T], world: AsyncWorld) -> _T:
         outcome, error = None, None
         try:
             outcome = await _perform_one_async(effect, world)
-        except BaseException as raised:  # noqa: BLE001 - it goes on inside the operation, cancellation too
+        except BaseException as raised:  # it goes on inside the operation, cancellation too
             error = raised
 
 
@@ -115,6 +136,9 @@ async def _perform_one_async(effect: Effect, world: AsyncWorld) -> object:
     if isinstance(effect, WaitForFlight):
         return await world.wait(effect)
     if isinstance(effect, Pause):
-        return await asyncio.sleep(effect.seconds)
+        await asyncio.sleep(effect.seconds)
+        return None
     assert world.redis is not None
+    if isinstance(effect, BlockingCall):
+        return await world.redis.run(effect.call, blocking=effect.seconds)
     return await world.redis.run(effect)

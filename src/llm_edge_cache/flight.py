@@ -1,8 +1,9 @@
 """Single flight: one computation of a key at a time, over all threads and processes of the host.
 
 The record of a running computation is data in the slab: owner, deadline and a fencing token (`_flight_join` and its
-companions). It is never an entry that could be evicted, and never a lock. An owner that dies is noticed by whoever waits;
-one that is stopped loses the flight at its deadline, and its value is refused, because the take-over voids its token.
+companions). It is never an entry that could be evicted, and never a lock. An owner that dies is noticed by whoever
+waits; one that is stopped loses the flight at its deadline, and its value is refused, because the take-over voids its
+token.
 
 A process renews the flights that it leads from a thread of its own (`upkeep`).
 """
@@ -33,19 +34,20 @@ _LONGEST_MESSAGE: Final = 500  # characters of an exception that other processes
 class Running(NamedTuple):
     """Another's flight of the same key."""
 
-    index: int
+    record: int
+    """Its place in the slab."""
     token: int
 
 
 class Lead:
     """This process computes a key. Ended by `Flights.end`."""
 
-    __slots__ = ("index", "key", "lease", "lost", "token")
+    __slots__ = ("key", "lease", "lost", "record", "token")
 
-    def __init__(self, key: bytes, index: int, token: int) -> None:
-        """Hold a record of the slab; index -1: there was none to be had, so others may compute it too."""
+    def __init__(self, key: bytes, record: int, token: int) -> None:
+        """Hold a record of the slab; -1: there was none to be had, so others may compute it too."""
         self.key: Final = key
-        self.index: Final = index
+        self.record: Final = record
         self.token: Final = token
         self.lease: bytes | None = None
         """Token of the lease in Redis, while it is held."""
@@ -55,7 +57,7 @@ class Lead:
     @property
     def is_coordinated(self) -> bool:
         """Tell whether others wait for this one."""
-        return self.index >= 0
+        return self.record >= 0
 
 
 class _Outcome(msgspec.Struct, frozen=True, array_like=True):
@@ -81,15 +83,15 @@ class Flights:
 
     def join(self, key: bytes) -> Lead | Running:
         """Lead the computation of a key, or learn who does."""
-        role, index, token = self._slab._flight_join(key, FLIGHT_LEASE_NS)
+        role, record, token = self._slab._flight_join(key, FLIGHT_LEASE_NS)
         if role == native.FLIGHT_JOINED:
-            return Running(index, token)
+            return Running(record, token)
         if role == native.FLIGHT_NONE:
             self._slab._count(Counter.UNCOORDINATED)
             return Lead(key, -1, secrets.randbits(62))
         if role == native.FLIGHT_TAKEN_OVER:
             self._slab._count(Counter.TAKEOVERS)
-        lead = Lead(key, index, token)
+        lead = Lead(key, record, token)
         with self._lock:
             self._leads[token] = lead
         return lead
@@ -98,7 +100,7 @@ class Flights:
         """Give the flight up and wake whoever waits for it."""
         with self._lock:
             self._leads.pop(lead.token, None)
-        if lead.is_coordinated and not self._slab._flight_end(lead.index, lead.token):
+        if lead.is_coordinated and not self._slab._flight_end(lead.record, lead.token):
             lead.lost = True
         if lead.lost:
             self._slab._count(Counter.FLIGHTS_LOST)
@@ -108,7 +110,7 @@ class Flights:
         with self._lock:
             leads = list(self._leads.values())
         for lead in leads:
-            if not self._slab._flight_renew(lead.index, lead.token, FLIGHT_LEASE_NS):
+            if not self._slab._flight_renew(lead.record, lead.token, FLIGHT_LEASE_NS):
                 lead.lost = True
         return [lead for lead in leads if lead.lease is not None]
 
@@ -118,7 +120,7 @@ class Flights:
 
     def is_running(self, flight: Running) -> bool:
         """Tell whether a flight is still under way."""
-        return self._slab._flight_state(flight.index, flight.token) >= 0
+        return self._slab._flight_state(flight.record, flight.token) >= 0
 
     # ---- flights that leave no value ----
 
@@ -153,9 +155,8 @@ class Flights:
 
     def wait(self, flight: Running, seconds: float) -> None:
         """Wait in this thread until a flight is no more, at most so long."""
-        self._slab._flight_wait(flight.index, flight.token, 0, max(0, round(seconds * 1e9)))
+        self._slab._flight_wait(flight.record, flight.token, 0, max(0, round(seconds * 1e9)))
 
 
 def _outcome_key(token: int) -> bytes:
     return b"\0llm-edge-cache:flight:%x" % token
-

@@ -1,8 +1,8 @@
 """One process per host reads the invalidation stream and applies it to the slab that all of them share.
 
 Who reads is a word in the slab, with a heartbeat beside it: a reader that has not beaten for `_SILENCE_NS` (killed,
-stopped, or starved) is replaced by whoever sees it first. How far it had come is a word too, so a successor goes on from
-there, and a worker that is recycled flushes nothing. An entry may be applied twice, which voids too much at worst.
+stopped, or starved) is replaced by whoever sees it first. How far it had come is a word too, so a successor goes on
+from there, and a worker that is recycled flushes nothing. An entry may be applied twice, which voids too much at worst.
 
 Only where the stream no longer holds the last entry that was applied here (it was trimmed, flushed, or is another's) is
 it unknown what was missed: then L1 is cleared, and nothing is replayed.
@@ -15,7 +15,7 @@ import secrets
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from llm_edge_cache.effects import Steps
+from llm_edge_cache.effects import BlockingCall, Steps
 from llm_edge_cache.invalidation import STREAM_LENGTH, Invalidator, applied
 from llm_edge_cache.redis_client import Call
 from llm_edge_cache.redis_records import pack_id, stream_id
@@ -75,7 +75,7 @@ class Follower:
         cursor = self._slab._word(Word.CURSOR)
         asked_ns = time.monotonic_ns()
         read = (b"XREAD", b"COUNT", _BATCH, b"BLOCK", BLOCK_MS, b"STREAMS", self._tier.names.events, stream_id(cursor))
-        entries = _entries_of((yield from self._tier.ask(Call(read))))
+        entries = _entries_of((yield from self._tier.ask(BlockingCall(Call(read), BLOCK_MS / 1000))))
         for identifier, fields in entries:
             self._apply(fields)
             # After it is applied: a reader killed in between leaves it to its successor.
@@ -98,8 +98,8 @@ class Follower:
         cursor = self._slab._word(Word.CURSOR)
         has_place = cursor and (yield from ask(Call((b"XRANGE", names.events, stream_id(cursor), stream_id(cursor)))))
         newest = cursor if has_place else (yield from self._newest())
-        # After the place in the stream is known: 1 read `cleared`  2 a clear_all  3 take the newest entry, which is that
-        # one's, for the place: its id would be known from neither.
+        # After the place in the stream is known: 1 read `cleared`  2 a clear_all  3 take the newest entry, which is
+        # that one's, for the place: its id would be known from neither.
         cleared = yield from ask(Call((b"GET", names.cleared)))
         if cleared:
             self._slab._word_raise(Word.CLEARED, int(cleared, 16))
@@ -108,7 +108,7 @@ class Follower:
         self._has_established = True
 
     def _newest(self) -> Steps[int]:
-        """Return the last id of the stream, which has an entry from then on: its presence tells that none was trimmed."""
+        """Return the last id of the stream. It has an entry from then on, whose presence tells that none was trimmed."""
         names, ask = self._tier.names, self._tier.ask
         newest = yield from ask(Call((b"XREVRANGE", names.events, b"+", b"-", b"COUNT", 1)))
         if newest:

@@ -11,16 +11,16 @@ Each step is there because of an interleaving:
 
 - without 4:  1 P deletes K in L1  2 Q misses, reads the old K from Redis  3 P sets the tombstone, returns  4 Q fills L1
   with the old K under a token from after 1.
-- without the confirmation:  1 P announces  2 host B applies it  3 B's Q misses, reads the old K from Redis  4 P sets the
-  tombstone  5 Q fills B's L1, and nobody tells B again.
+- without the confirmation:  1 P announces  2 host B applies it  3 B's Q misses, reads the old K from Redis  4 P sets
+  the tombstone  5 Q fills B's L1, and nobody tells B again.
 - with the tombstone before the announcement there would be no id to order it by.
 
-Tags and clear_all are the same with an id in Redis (`Names.tag`, `Names.cleared`) in place of the tombstone; on the host
-they are one word each, so they cost the same whatever is stored.
+Tags and clear_all are the same with an id in Redis (`Names.tag`, `Names.cleared`) in place of the tombstone; on the
+host they are one word each, so they cost the same whatever is stored.
 
-When Redis cannot be reached, the invalidation is written to a journal in the slab, and no value from Redis is trusted on
-this host (`RedisTier.is_usable`) until a process has delivered it. A journal that is gone is delivered as clear_all: too
-much, never too little.
+When Redis cannot be reached, the invalidation is written to a journal in the slab, and no value from Redis is trusted
+on this host (`RedisTier.is_usable`) until a process has delivered it. A journal that is gone is delivered as clear_all:
+too much, never too little.
 """
 
 from __future__ import annotations
@@ -103,9 +103,10 @@ class Invalidator:
         if what.kind == "key":
             slab.delete(what.name.encode())
         elif what.kind == "tag":
-            # An entry is valid while its tags' epochs are not above the one at which it began, so the epoch moves first:
-            # 1 A moves the epoch to 8  2 B begins at 8  3 A raises the tag to 8: B's entry is valid, what began at 7 is not.
-            # The other way round two that invalidate at once could leave the tag at an epoch that B began at before.
+            # An entry is valid while its tags' epochs are not above the one at which it began, so the epoch moves
+            # first: 1 A moves the epoch to 8  2 B begins at 8  3 A raises the tag to 8: B's entry is valid, what began
+            # at 7 is not. The other way round two that invalidate at once could leave the tag at an epoch that B began
+            # at before.
             slab._tag_raise(tag_hash(what.name), slab._word_add(Word.TAG_EPOCH, 1))
         else:
             slab.clear()
@@ -128,8 +129,8 @@ class Invalidator:
             return False
         if what.kind == "all":
             self._slab._word_raise(Word.CLEARED, packed)
-        # What begins on this host from here on began after the announcement, whether or not the stream's reader has come
-        # so far: else 1 invalidate(K) returns  2 store(K) of this host begins under an older id and is refused.
+        # What begins on this host from here on began after the announcement, whether or not the stream's reader has
+        # come so far: else 1 invalidate(K) returns  2 store(K) of this host begins under an older id and is refused.
         self._slab._word_raise(Word.BEGIN, newest)
         return True
 
@@ -156,7 +157,9 @@ class Invalidator:
             found = self._slab.gets(_JOURNAL)
             if found is None:
                 # Absent while undelivered: it was evicted, and stays absent: then all is to be cleared.
-                if self._slab._word(Word.UNDELIVERED) or self._slab.add(_JOURNAL, _encode_journal([what]), ttl=None, tti=None):
+                if self._slab._word(Word.UNDELIVERED) or self._slab.add(
+                    _JOURNAL, _encode_journal([what]), ttl=None, tti=None
+                ):
                     break
                 continue
             entries = _journal_entries(found[0])

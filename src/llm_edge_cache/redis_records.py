@@ -117,7 +117,7 @@ CLAIM: Final = LuaScript(
     _HEAD
     + """
 -- token, lease in milliseconds, header of a value known to be void or ''
--- -> the record if it is a value; a negative number: leased to another, for so many milliseconds; 1: leased to the caller
+-- -> a value's record; a negative number: leased to another, for so many milliseconds; 1: leased to the caller
 if kind == 'V' and string.sub(head, 1, 17) ~= ARGV[3] then return redis.call('GET', KEYS[1]) end
 if leased() and token ~= ARGV[1] then return -math.max(1, tonumber(string.sub(head, 50, 62)) - now()) end
 local record = 'L' .. floor .. ARGV[1] .. string.format('%013.0f', now() + ARGV[2])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from llm_edge_cache.breaker import Breaker
 from llm_edge_cache.codec import CodecError, Entry, EntryCodec
-from llm_edge_cache.effects import Steps
+from llm_edge_cache.effects import BlockingCall, Steps
 from llm_edge_cache.redis_client import Batch, Call, RedisTrouble, Script
 from llm_edge_cache.redis_records import CLAIM, HEADER_BYTES, RELEASE, RENEW, WRITE, parse_value, text_of_id
 from llm_edge_cache.regions import Counter, Histogram, Word
@@ -120,7 +120,7 @@ class RedisTier:
         word = self._slab._word
         return self.breaker.is_closed() and word(Word.CURSOR) != 0 and word(Word.UNDELIVERED) == 0
 
-    def ask(self, command: Call | Script | Batch) -> Steps[Any]:
+    def ask(self, command: Call | Script | Batch | BlockingCall) -> Steps[Any]:
         """Perform a command, and let the breaker know; failures are counted.
 
         Raises:
@@ -132,9 +132,9 @@ class RedisTier:
             self.note(trouble)
             raise
         failed = [item for item in reply if isinstance(item, RedisTrouble)] if isinstance(command, Batch) else []
-        for trouble in failed:
-            self.note(trouble)
-        if not any(trouble.is_outage for trouble in failed):
+        for item in failed:
+            self.note(item)
+        if not any(item.is_outage for item in failed):
             self.breaker.succeed()
         return reply
 

@@ -87,7 +87,7 @@ class L2Config:
         _require_seconds("staleness_seconds", self.staleness_seconds, math.inf)
         _require_seconds("connection_timeout_ms", self.connection_timeout_ms, _LONGEST_TIMEOUT_MS)
         _require_seconds("operation_timeout_ms", self.operation_timeout_ms, _LONGEST_TIMEOUT_MS)
-        if not isinstance(self.queue_limit, int) or self.queue_limit < 1:
+        if self.queue_limit < 1:
             raise ValueError(f"queue_limit must be an int of at least 1, not {self.queue_limit!r}")
 
 

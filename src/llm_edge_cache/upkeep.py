@@ -1,7 +1,7 @@
 """What a process does for the cache beside its requests, in one thread: renew what it leads, probe, deliver, follow.
 
-The thread starts with the first need for it: a flight that this process leads, or a Redis behind the slab. Every step is
-bounded by the operation timeout (a probe: by the connection timeout), so that leases are renewed in time.
+The thread starts with the first need for it: a flight that this process leads, or a Redis behind the slab. Every step
+is bounded by the operation timeout (a probe: by the connection timeout), so that leases are renewed in time.
 """
 
 from __future__ import annotations
@@ -56,16 +56,17 @@ class Upkeep:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._established = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._thread = threading.Thread(target=self._run, name="llm-edge-cache-upkeep", daemon=True)
+        self._has_started = False
 
     def start(self) -> None:
         """See to it that the thread runs."""
-        if self._thread is None:
-            with self._lock:
-                if self._thread is None and not self._stop.is_set():
-                    thread = threading.Thread(target=self._run, name="llm-edge-cache-upkeep", daemon=True)
-                    thread.start()
-                    self._thread = thread
+        if self._has_started:
+            return
+        with self._lock:
+            if not self._has_started and not self._stop.is_set():
+                self._thread.start()
+                self._has_started = True
 
     def wait_established(self, seconds: float) -> bool:
         """Wait until this host has read the invalidation stream once, or Redis turned out to be away."""
@@ -75,7 +76,7 @@ class Upkeep:
         """End the thread; another process reads the stream from now on."""
         self._stop.set()
         self._established.set()
-        if self._thread is not None:
+        if self._has_started:
             self._thread.join(seconds)
 
     def _run(self) -> None:
@@ -83,7 +84,7 @@ class Upkeep:
             while not self._stop.is_set():
                 try:
                     self._tick()
-                except SlabClosedError:
+                except SlabClosedError:  # noqa: PERF203 - a round lasts a tenth of a second
                     return
                 except RedisTrouble:
                     self._pause()

@@ -1,0 +1,428 @@
+"""The cache of one process, whole: slab, Redis, flights, queue and upkeep, and the operations on them as steps.
+
+The two faces (`manager`, `sync_manager`) differ only in who performs the steps and in how callers of one process wait
+for each other.
+
+A look-up, in order:
+
+1. L1. Fresh: that is the answer.
+2. get_or_compute only: join or lead the key's flight. Who joins waits, looks in L1 again, and is served.
+3. The leader looks in L1 again: 1 A misses  2 the leader before stores and ends its flight  3 A leads: it is there.
+4. L2: the value, which fills L1 for the rest of its life; or another host's lease, which is waited for; or a lease.
+5. The caller's computation. L1 at once, L2 from a queue.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import secrets
+import time
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from llm_edge_cache.codec import Entry, EntryCodec
+from llm_edge_cache.core import Begun, Core, Look, negative_entry
+from llm_edge_cache.deferred import DeferredWrites, Item, Release, write_all
+from llm_edge_cache.effects import Compute, Pause, Steps, WaitForFlight, World, perform
+from llm_edge_cache.errors import ComputeError
+from llm_edge_cache.flight import Flights, Lead, Running
+from llm_edge_cache.invalidation import Invalidator
+from llm_edge_cache.keys import generate_cache_key
+from llm_edge_cache.lookup import CacheHealthStatus, LookupResult, MetricsSnapshot, Miss, Served
+from llm_edge_cache.model import CacheableRequest, CachedResponse
+from llm_edge_cache.redis_client import RedisClient, parse_redis_url
+from llm_edge_cache.redis_tier import Busy, Found, Leased, RedisTier, Unanswered
+from llm_edge_cache.regions import Counter, Histogram, Word
+from llm_edge_cache.settings import L1Config, L2Config
+from llm_edge_cache.sizing import Sizer
+from llm_edge_cache.slab import SharedSlab
+from llm_edge_cache.upkeep import Upkeep
+from llm_edge_cache.waiting import FlightWaiters
+
+if TYPE_CHECKING:
+    from llm_edge_cache.redis_target import RedisTarget
+
+__all__ = ["DEFAULT_L1", "Engine", "FetchOptions", "request_key", "require_response", "require_ttl"]
+
+_log = logging.getLogger("llm_edge_cache")
+
+DEFAULT_L1: Final = L1Config()
+"""The configuration of who says nothing of it: then whatever slab is live under its name is right."""
+_WAIT_SECONDS: Final = 1.0  # between two looks at a flight whose wake-up was lost
+_POLL_SECONDS: Final = 0.02  # between two looks at another host's lease
+_CLOSE_SECONDS: Final = 5.0
+
+_MISS: Final = Miss()
+_engines: Final[weakref.WeakSet[Engine]] = weakref.WeakSet()
+
+
+class FetchOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What get_or_compute() is told beside the request. Seconds throughout; see there."""
+
+    l1_ttl: float | None = None
+    l2_ttl: float | None = None
+    tags: tuple[str, ...] = ()
+    stale_while_revalidate: float = 0.0
+    stale_if_error: float = 0.0
+    ttl_jitter: float = 0.0
+    negative_ttl: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is no life."""
+        for field in ("l1_ttl", "l2_ttl", "negative_ttl"):
+            require_ttl(field, getattr(self, field))
+        for field in ("stale_while_revalidate", "stale_if_error"):
+            if not 0 <= getattr(self, field) < float("inf"):
+                raise ValueError(f"{field} must be 0 or more seconds, not {getattr(self, field)!r}")
+        if not 0 <= self.ttl_jitter <= 1:
+            raise ValueError(f"ttl_jitter must be 0 to 1, not {self.ttl_jitter!r}")
+
+
+class Engine:
+    """One process's part of the cache. Any thread may use it; a forked child goes on with threads of its own."""
+
+    def __init__(self, l1: L1Config, l2: L2Config | None, slab: SharedSlab | None) -> None:
+        """Open the slab, or use the one given; nothing is sent to Redis yet.
+
+        Raises:
+            RedisConfigError: the URL is not usable.
+            SlabError: the slab cannot be had.
+        """
+        self._target: Final[RedisTarget | None] = None if l2 is None else parse_redis_url(l2.redis_url)
+        self._owns_slab = slab is None
+        self.slab: Final = _open_slab(l1) if slab is None else slab
+        self.l2: Final = l2
+        self.redis: Final = None if l2 is None or self._target is None else _client(RedisClient, self._target, l2)
+        if l2 is not None:
+            self._follow_this(l2)
+        codec = EntryCodec(compress_above=None if l2 is None else l2.compress_above)
+        self.tier: Final = None if l2 is None else RedisTier(self.slab, l2, codec)
+        self.core: Final = Core(self.slab, l1, l2, self.tier, codec)
+        self.invalidator: Final = Invalidator(self.slab, self.tier)
+        self.fork_hooks: Final[list[Callable[[], None]]] = []
+        self._start_over()
+        _engines.add(self)
+
+    def _start_over(self) -> None:
+        """Make what belongs to one process: what has threads, or is under way."""
+        self.flights = Flights(self.slab)
+        self.waiters = FlightWaiters(self.slab)
+        self.upkeep = Upkeep(self.slab, self.flights, self.redis, self.tier, self.invalidator)
+        self.queue = None if self.l2 is None else DeferredWrites(self.slab, self.l2.queue_limit, self._send)
+        self._is_open = False
+
+    def after_fork(self) -> None:
+        """The parent's threads, flights and deferred writes are the parent's."""
+        self._start_over()
+        for hook in self.fork_hooks:
+            hook()
+
+    def _follow_this(self, l2: L2Config) -> None:
+        """What the slab's words say must be of this Redis: one that was used with another starts anew."""
+        fingerprint = hash_of(f"{self._target!r} {l2.key_prefix}")
+        if self.slab._word(Word.FOLLOWED) != fingerprint:
+            for word in (Word.CURSOR, Word.BEGIN, Word.CLEARED, Word.CONTACT, Word.BREAKER, Word.READER):
+                self.slab._word_set(word, 0)
+            self.slab._word_set(Word.FOLLOWED, fingerprint)
+
+    def new_client(self, kind: Callable[..., Any]) -> Any:
+        """Return a client of this Redis; None without one."""
+        return None if self._target is None or self.l2 is None else _client(kind, self._target, self.l2)
+
+    # ---- life ----
+
+    def open(self) -> None:
+        """Start what runs beside requests, and wait until Redis was reached once or turned out to be away."""
+        if self.l2 is not None and not self._is_open:
+            self.upkeep.start()
+            self.upkeep.wait_established(self.l2.connection_timeout_ms / 1000 + 2 * self.l2.operation_timeout_ms / 1000)
+        self._is_open = True
+
+    @property
+    def is_open(self) -> bool:
+        """Tell whether this process's open() has returned."""
+        return self._is_open
+
+    def close(self, seconds: float = _CLOSE_SECONDS) -> None:
+        """Send what is queued, for at most so many seconds, and let go of everything. The slab stays for others."""
+        if self.queue is not None and not self.queue.close(seconds):
+            _log.warning("deferred writes to Redis were dropped at close")
+        self.upkeep.stop(seconds)
+        if self.redis is not None:
+            self.redis.close()
+        if self._owns_slab:
+            self.slab.close()
+
+    # ---- operations, as steps ----
+
+    def lookup(self, request: CacheableRequest) -> LookupResult | Look:
+        """Look a request up in L1. A Look is what `lookup_l2` goes on from."""
+        found = self.core.look(request_key(request))
+        if not isinstance(found, Look):
+            return found or _MISS
+        # For the store() that follows: 1 lookup misses  2 the caller computes  3 another invalidates  4 store() of what
+        # was computed before must be refused.
+        request.__dict__["_begun"] = (self.core, found.begun)
+        return found if self.tier is not None else _MISS
+
+    def store(
+        self,
+        request: CacheableRequest,
+        response: CachedResponse,
+        l1_ttl: float | None,
+        l2_ttl: float | None,
+        tags: tuple[str, ...],
+    ) -> bool:
+        """Store a response: in L1 now, in Redis from the queue. Returns whether it is in L1."""
+        require_response(response)
+        require_ttl("l1_ttl", l1_ttl)
+        require_ttl("l2_ttl", l2_ttl)
+        key = request_key(request)
+        begun = self._begun_at_lookup(request) or self.core.begin(key)
+        lives = self.core.lives(l1_ttl, l2_ttl)
+        is_kept, write = self.core.keep(key, begun, Entry(response), lives, tags)
+        if write is not None and self.queue is not None:
+            self.queue.put(write)
+        return is_kept
+
+    def _begun_at_lookup(self, request: CacheableRequest) -> Begun | None:
+        core, begun = request.__dict__.pop("_begun", (None, None))
+        return begun if core is self.core else None
+
+    def fetch(self, key: bytes, options: FetchOptions) -> Steps[Served]:
+        """Return the value of a key that L1 does not have, computed by one caller of all."""
+        while True:
+            flight = self.flights.join(key)
+            if isinstance(flight, Lead):
+                return (yield from self._lead(flight, options))
+            served = yield from self._follow(flight, key, options)
+            if served is not None:
+                return served
+
+    def _follow(self, flight: Running, key: bytes, options: FetchOptions) -> Steps[Served | None]:
+        """Wait for another's flight. Returns None when it left nothing, and the next is to be joined or led."""
+        start = time.monotonic_ns()
+        while self.flights.is_running(flight):
+            yield WaitForFlight(flight.record, flight.token, _WAIT_SECONDS)
+        self.slab._observe(Histogram.WAIT, time.monotonic_ns() - start)
+        entry, look = self.core.peek(key)
+        if entry is not None:
+            self.slab._count(Counter.COALESCED)
+            return _served(entry, "coalesced")
+        try:
+            if self.flights.left_nothing(flight):
+                return (yield from self._compute(Lead(key, -1, 0), self.core.begin(key), options))
+        except ComputeError:
+            stale = self._stale_for_error(look.entry, options)
+            if stale is None:
+                raise
+            return stale
+        return None
+
+    def _lead(self, lead: Lead, options: FetchOptions) -> Steps[Served]:
+        self.upkeep.start()
+        try:
+            return (yield from self._find_or_compute(lead, options))
+        except Exception as error:
+            self.flights.tell_failure(lead, error)
+            raise
+        finally:
+            self.flights.end(lead)
+
+    def _find_or_compute(self, lead: Lead, options: FetchOptions) -> Steps[Served]:
+        entry, look = self.core.peek(lead.key)
+        if entry is not None:
+            self.slab._count(Counter.COALESCED)
+            return _served(entry, "coalesced")
+        found = yield from self._claim(lead)
+        if isinstance(found, Found):
+            if not found.is_stale:
+                self.core.promote(look, found)
+                return _served(found.entry, "l2")
+            look = look._replace(entry=found.entry)
+        elif isinstance(found, Unanswered) and look.is_unverified and look.entry is not None:
+            return _served(look.entry, "l1")
+        try:
+            return (yield from self._compute(lead, self.core.begin(lead.key), options))
+        except Exception as error:
+            stale = self._stale_for_error(look.entry, options)
+            if stale is None:
+                raise
+            self.flights.tell_failure(lead, error)
+            return stale
+
+    def _claim(self, lead: Lead) -> Steps[Found | Unanswered | None]:
+        """Look in L2, and take the lease there. Waits while another host computes the value.
+
+        Returns:
+            A value, fresh or stale (the lease is then held); UNANSWERED; None: the lease is held.
+        """
+        if self.tier is None:
+            return None
+        token = secrets.token_hex(16).encode()
+        stale: Found | None = None
+        start = time.monotonic_ns()
+        histogram: int = Histogram.L2
+        while True:
+            outcome = yield from self.tier.claim(lead.key, token, b"" if stale is None else stale.header)
+            if isinstance(outcome, Unanswered):
+                return outcome
+            if isinstance(outcome, Leased):
+                lead.lease = token
+                self.slab._record(Counter.L2_MISSES, histogram, start)
+                return stale
+            if isinstance(outcome, Busy):
+                histogram = -1  # a wait is no latency of Redis
+                yield Pause(min(_POLL_SECONDS, outcome.seconds_left))
+            elif outcome.is_stale:
+                stale = outcome
+            else:
+                self.slab._record(Counter.L2_HITS, histogram, start)
+                return outcome
+
+    def _compute(self, lead: Lead, begun: Begun, options: FetchOptions) -> Steps[Served]:
+        """Have the caller's function compute the value, and store it."""
+        start = time.monotonic_ns()
+        try:
+            response = yield Compute()
+            if response is not None or options.negative_ttl is None:
+                require_response(response)
+        except BaseException:
+            self.slab._count(Counter.COMPUTE_ERRORS)
+            self._release(lead)
+            raise
+        self.slab._record(Counter.COMPUTATIONS, Histogram.COMPUTE, start)
+        seconds = (time.monotonic_ns() - start) / 1e9
+        entry = negative_entry(seconds) if response is None else Entry(response, seconds=seconds)
+        self._keep(lead, begun, entry, options)
+        return Served(response, "computed")
+
+    def _keep(self, lead: Lead, begun: Begun, entry: Entry, options: FetchOptions) -> None:
+        l1_ttl, l2_ttl = options.l1_ttl, options.l2_ttl
+        if entry.is_negative:
+            l1_ttl = l2_ttl = options.negative_ttl
+        jitter = 1.0 - options.ttl_jitter * secrets.randbelow(1 << 20) / (1 << 20)
+        stale = max(options.stale_while_revalidate, options.stale_if_error)
+        lives = self.core.lives(l1_ttl, l2_ttl, jitter=jitter, stale=stale)
+        is_kept, write = self.core.keep(lead.key, begun, entry, lives, options.tags, lease=lead.lease or b"")
+        is_overtaken = not is_kept and self.core.has_overtaken(begun, lead.key, options.tags)
+        if is_overtaken:
+            self._release(lead)
+        elif write is not None and self.queue is not None:
+            self.queue.put(write)
+        elif not is_kept:
+            self.flights.tell_uncacheable(lead)
+
+    def _release(self, lead: Lead) -> None:
+        """Give the lease up, if there is one, so that another host computes at once."""
+        if lead.lease is not None and self.queue is not None:
+            self.queue.put(Release(lead.key, lead.lease))
+            lead.lease = None
+
+    def _stale_for_error(self, entry: Entry | None, options: FetchOptions) -> Served | None:
+        if entry is None or not _is_within(entry, options.stale_if_error):
+            return None
+        self.slab._count(Counter.STALE_ERROR)
+        return _served(entry, "stale")
+
+    def stale_while_revalidating(self, look: Look, options: FetchOptions) -> Served | None:
+        """Return the stale value that may be served while it is computed anew; None where there is none."""
+        entry = None if look.is_unverified else look.entry
+        if entry is None or not _is_within(entry, options.stale_while_revalidate):
+            return None
+        self.slab._count(Counter.STALE_REVALIDATE)
+        return _served(entry, "stale")
+
+    # ---- looking in from outside ----
+
+    def l1_is_healthy(self) -> bool:
+        """Tell whether the slab is live."""
+        return not self.slab.closed and self.slab._follow()
+
+    def health(self, l2_healthy: bool) -> CacheHealthStatus:
+        """Return the state of both tiers."""
+        return CacheHealthStatus(self.l1_is_healthy(), l2_healthy, self.l2 is not None)
+
+    def snapshot(self) -> MetricsSnapshot:
+        """Return the host's counts."""
+        sums = self.slab._counter_sums()
+        return MetricsSnapshot(*(sums[counter] for counter in Counter if counter <= Counter.REQUESTS))
+
+    def measure_l2(self) -> Steps[Any]:
+        """Estimate what is kept in Redis (`sizing`)."""
+        assert self.tier is not None
+        return Sizer(self.slab, self.tier).sample(time.monotonic_ns())
+
+    def _send(self, items: list[Item]) -> None:
+        assert self.tier is not None
+        perform(write_all(self.tier, self.slab, items), self.world())
+
+    def world(self, compute: Callable[[], object] | None = None) -> World:
+        """Return what performs steps in a thread."""
+        return World(self.redis, self._wait, compute)
+
+    def _wait(self, flight: WaitForFlight) -> None:
+        self.flights.wait(Running(flight.record, flight.token), flight.seconds)
+
+
+def _after_fork() -> None:
+    for engine in list(_engines):
+        engine.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _open_slab(l1: L1Config) -> SharedSlab:
+    is_default = l1 is DEFAULT_L1
+    if is_default and SharedSlab.exists(l1.name):
+        return SharedSlab(l1.name)
+    return SharedSlab(l1.name, l1.slab_config())
+
+
+def _client(kind: Callable[..., Any], target: RedisTarget, l2: L2Config) -> Any:
+    seconds = {
+        "operation_timeout": l2.operation_timeout_ms / 1000,
+        "connection_timeout": l2.connection_timeout_ms / 1000,
+    }
+    return kind(target, **seconds)
+
+
+def _served(entry: Entry, source: Any) -> Served:
+    return Served(None if entry.is_negative else entry.response, source)
+
+
+def _is_within(entry: Entry, seconds: float) -> bool:
+    """Tell whether an entry has been stale for less than so many seconds."""
+    return entry.expires_at is not None and time.time() < entry.expires_at + seconds
+
+
+def hash_of(text: str) -> int:
+    """Return a number of 63 bits for a text; equal in all processes."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1 | 1
+
+
+def request_key(request: CacheableRequest) -> bytes:
+    """Return the key of a request as both tiers know it: 64 hexadecimal digits."""
+    return generate_cache_key(request).encode()
+
+
+def require_response(response: object) -> None:
+    """Refuse what is no response."""
+    if not isinstance(response, CachedResponse):
+        raise TypeError(f"a response must be a CachedResponse, not {type(response).__name__}")
+
+
+def require_ttl(field: str, seconds: object) -> None:
+    """Refuse what is no life of seconds; None is the configured one."""
+    if seconds is None:
+        return
+    if not isinstance(seconds, (int, float)) or isinstance(seconds, bool):
+        raise TypeError(f"{field} must be a number of seconds or None, not {type(seconds).__name__}")
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"{field} must be a finite number of seconds above 0, or None, not {seconds!r}")
