@@ -178,17 +178,47 @@ def test_values_of_words_are_unsigned_64_bits(slab: SharedSlab) -> None:
         slab._word(64)
 
 
-def test_a_tag_bumped_is_bumped_for_all(slab: SharedSlab, run_python: Callable[..., str]) -> None:
-    before = slab._tag(HUGE)
-    assert slab._tag_bump(HUGE) == before + 1
+def test_a_tag_raised_is_raised_for_all_and_never_lowered(slab: SharedSlab, run_python: Callable[..., str]) -> None:
+    assert slab._tag_raise(HUGE, 5)
     program = """
 import sys
 from llm_edge_cache import SharedSlab
-print(SharedSlab.attach(sys.argv[1])._tag_bump(2**64 - 1))
+slab = SharedSlab.attach(sys.argv[1])
+print(slab._tag(2**64 - 1), slab._tag_raise(2**64 - 1, 5), slab._tag_raise(2**64 - 1, 7))
 """
-    assert run_python(program, slab.name) == str(before + 2)
-    assert slab._tag(HUGE) == before + 2
-    assert slab._tag(HUGE - 1) == before  # another one
+    assert run_python(program, slab.name) == "5 False True"
+    assert slab._tag(HUGE) == 7
+    assert slab._tag(HUGE - 1) == 0  # another one
+
+
+def test_a_word_is_added_to_by_all(slab: SharedSlab, run_python: Callable[..., str]) -> None:
+    assert slab._word_add(1, 2) == 2
+    program = "import sys; from llm_edge_cache import SharedSlab; print(SharedSlab.attach(sys.argv[1])._word_add(1, 3))"
+    assert run_python(program, slab.name) == "5"
+    assert slab._word(1) == 5
+
+
+def test_a_fence_is_moved_by_deletes_and_clears_but_not_by_sets(slab: SharedSlab) -> None:
+    fence = slab._fence(b"key")
+    slab.set(b"key", b"1")
+    assert slab._fence(b"key") == fence
+    assert slab._fill_fenced(b"key", b"2", fence)
+    slab.delete(b"key")
+    assert not slab._fill_fenced(b"key", b"3", fence)
+    fence = slab._fence(b"key")
+    slab.delete(b"key")  # absent: a fill that began before is refused all the same
+    assert not slab._fill_fenced(b"key", b"3", fence)
+    fence = slab._fence(b"key")
+    slab.clear()
+    assert not slab._fill_fenced(b"key", b"3", fence)
+    assert slab.get(b"key") is None
+
+
+def test_a_take_over_moves_the_fence(slab: SharedSlab) -> None:
+    slab._flight_join(b"key", 1)  # over at once
+    fence = slab._fence(b"key")
+    assert slab._flight_join(b"key", 10**9)[0] == native.FLIGHT_TAKEN_OVER
+    assert not slab._fill_fenced(b"key", b"value", fence)
 
 
 def test_an_identity_is_alive_as_long_as_its_process(slab: SharedSlab) -> None:
@@ -230,7 +260,8 @@ def test_without_a_segment_nothing_is_done(slab: SharedSlab) -> None:
     slab._word_set(0, 1)
     assert slab._counter_sums() == (0,) * COUNTERS
     assert slab._histogram_sums() == ((0,) * 32,) * HISTOGRAMS
-    assert (slab._word(0), slab._tag(0), slab._tag_bump(0), slab._identity(), slab._bell()) == (0, 0, 0, 0, 0)
+    assert (slab._word(0), slab._tag(0), slab._word_add(0, 1), slab._identity(), slab._bell()) == (0, 0, 0, 0, 0)
+    assert (slab._tag_raise(0, 1), slab._fence(b"key"), slab._fill_fenced(b"key", b"", 0)) == (False, 0, False)
     assert (slab._word_exchange(0, 0, 1), slab._word_raise(0, 1)) == (False, False)
     assert slab._flight_join(b"key", 10**9) == (native.FLIGHT_NONE, 0, 0)
     assert (slab._flight_renew(0, 1, 1), slab._flight_advance(0, 1, 1), slab._flight_end(0, 1)) == (False, False, False)

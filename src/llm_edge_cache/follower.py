@@ -108,7 +108,7 @@ class Follower:
         self._has_established = True
 
     def _newest(self) -> Steps[int]:
-        """Return the last id of the stream. It has an entry from then on, whose presence tells that none was trimmed."""
+        """Return the last id of the stream. From then on it has an entry, which tells that none was trimmed."""
         names, ask = self._tier.names, self._tier.ask
         newest = yield from ask(Call((b"XREVRANGE", names.events, b"+", b"-", b"COUNT", 1)))
         if newest:

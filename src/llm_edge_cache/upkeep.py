@@ -61,8 +61,6 @@ class Upkeep:
 
     def start(self) -> None:
         """See to it that the thread runs."""
-        if self._has_started:
-            return
         with self._lock:
             if not self._has_started and not self._stop.is_set():
                 self._thread.start()
