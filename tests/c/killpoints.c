@@ -1,10 +1,13 @@
 /* A stand-in for libtsan: see killpoints.h. This file itself is compiled without -fsanitize=thread. */
 #include "killpoints.h"
 
+#include <linux/futex.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stddef.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -19,6 +22,7 @@ static struct {
     points_store_fn listener;
     void *context;
     const char *libc_call;
+    points_sleep_fn sleep_listener;
 } state;
 
 void points_watch(const void *base, uint64_t bytes)
@@ -41,6 +45,7 @@ uint64_t points_stores(void) { return state.stores; }
 uint64_t points_loads(void) { return state.loads; }
 void points_reset(void) { state.points = state.stores = state.loads = state.widest = 0; }
 void points_listen(points_store_fn listener, void *context) { state.listener = listener; state.context = context; }
+void points_on_sleep(points_sleep_fn listener) { state.sleep_listener = listener; }
 uint64_t points_widest(void) { return state.widest; }
 const char *points_libc_call(void) { return state.libc_call; }
 
@@ -251,4 +256,21 @@ int points_pthread_mutex_clocklock(pthread_mutex_t *mutex, clockid_t clock, cons
 {
     enter_libc("pthread_mutex_clocklock");
     return leave_libc(pthread_mutex_clocklock(mutex, clock, until));
+}
+
+/* ---- futexes: the kernel makes no other system call directly ---- */
+
+long points_syscall(long number, ...);
+long points_syscall(long number, ...)
+{
+    va_list arguments;
+    va_start(arguments, number);
+    uint32_t *word = va_arg(arguments, uint32_t *);
+    int operation = va_arg(arguments, int);
+    uint32_t value = va_arg(arguments, uint32_t);
+    const struct timespec *span = va_arg(arguments, const struct timespec *);
+    va_end(arguments);
+    bool sleeps = number == SYS_futex && operation == FUTEX_WAIT && __atomic_load_n(word, __ATOMIC_SEQ_CST) == value;
+    if (sleeps && state.sleep_listener) state.sleep_listener(word);
+    return syscall(number, word, operation, value, span, NULL, 0);
 }

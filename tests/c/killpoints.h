@@ -28,6 +28,11 @@ void points_reset(void);
 typedef void (*points_store_fn)(void *context, uint64_t offset, uint64_t bytes);
 void points_listen(points_store_fn listener, void *context);
 
+/* Called before the kernel goes to sleep on a futex word that is as it was seen: nothing but a wake-up (or the end of
+ * its time) ends that sleep. NULL = nobody. */
+typedef void (*points_sleep_fn)(const void *word);
+void points_on_sleep(points_sleep_fn listener);
+
 /* ---- for the test that looks for stores nobody announced ---- */
 /* True when the store at `address` is covered by the last announcement. */
 bool points_announced(const void *address);

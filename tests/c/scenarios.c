@@ -352,6 +352,59 @@ static enum lec_status act_read(struct world *world, const struct stage *stage)
     return LEC_OK;
 }
 
+static enum lec_status join_target(struct world *world, uint64_t lease_ns, enum lec_role expected, struct lec_ticket *ticket)
+{
+    uint8_t key[LARGEST_KEY];
+    enum lec_role role;
+    enum lec_status status = lec_flight_join(&world->handle, key, key_make(world, key, ABSENT_ID), lease_ns, world->now, LOCK_TIMEOUT, &role, ticket);
+    return status == LEC_OK && role != expected ? LEC_MISMATCH : status;
+}
+
+static void for_flying(struct world *world, struct stage *stage)
+{
+    ten_keys(world, stage);
+    stage->target = ABSENT_ID;
+}
+
+/* Somebody leads the key's flight, and is past its deadline. */
+static void with_spent_flight(struct world *world, struct stage *stage)
+{
+    struct lec_ticket ticket;
+    for_flying(world, stage);
+    REQUIRE(join_target(world, SECOND, LEC_FLIGHT_LED, &ticket) == LEC_OK, "preparing the flight");
+    world->now += 2 * SECOND;
+}
+
+/* All that a leader does; each call fails if an earlier one did not do what it says. */
+static enum lec_status fly(struct world *world, enum lec_role expected)
+{
+    struct lec_ticket ticket;
+    enum lec_status status = join_target(world, SECOND, expected, &ticket);
+    if (status == LEC_OK) status = lec_flight_renew(&world->handle, ticket, 2 * SECOND, world->now, LOCK_TIMEOUT);
+    if (status == LEC_OK) status = lec_flight_advance(&world->handle, ticket, 7, world->now, LOCK_TIMEOUT);
+    if (status == LEC_OK && lec_flight_wait(&world->handle, ticket, 7, world->now, 1) != 7) status = LEC_DAMAGED;
+    return status == LEC_OK ? lec_flight_end(&world->handle, ticket, world->now, LOCK_TIMEOUT) : status;
+}
+
+static enum lec_status act_fly(struct world *world, const struct stage *stage)
+{
+    (void)stage;
+    return fly(world, LEC_FLIGHT_LED);
+}
+
+static enum lec_status act_take_over(struct world *world, const struct stage *stage)
+{
+    (void)stage;
+    return fly(world, LEC_FLIGHT_TAKEN_OVER);
+}
+
+static enum lec_status act_count(struct world *world, const struct stage *stage)
+{
+    (void)stage;
+    bool is_counted = lec_count(&world->handle, 5, 1) && lec_observe(&world->handle, 1, 300);
+    return is_counted ? LEC_OK : LEC_DAMAGED;
+}
+
 static void visit_nothing(void *context, const struct lec_info *info) { (void)context; (void)info; }
 
 static enum lec_status act_look_around(struct world *world, const struct stage *stage)
@@ -400,6 +453,9 @@ const struct scenario scenarios[] = {
     {"first set after a clear", ROOMY, SPARE, after_clear, act_set, IS_NEW | IS_MISSING, IS_NEW},
     {"attach", LARGE, SPARE, with_dead_processes, act_attach, IS_MISSING, IS_MISSING},
     {"reap", LARGE, SPARE, with_dead_processes, act_reap, IS_MISSING, IS_MISSING},
+    {"fly", ROOMY, SPARE, for_flying, act_fly, IS_MISSING, IS_MISSING},
+    {"take a flight over", ROOMY, SPARE, with_spent_flight, act_take_over, IS_MISSING, IS_MISSING},
+    {"count", ROOMY, SPARE, for_flying, act_count, IS_MISSING, IS_MISSING},
     {"detach", ROOMY, SPARE, for_reading, act_detach, IS_MISSING, IS_MISSING},
     {"retire", ROOMY, SPARE, for_reading, act_retire, IS_MISSING | MAY_RETIRE, IS_MISSING | MAY_RETIRE},
     {"read", IDLE, SPARE, for_reading, act_read, IS_MISSING, IS_MISSING},
