@@ -243,9 +243,9 @@ class SentinelGroup:
         return int(sentinel.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.service)[1])
 
     def fail_over(self) -> None:
-        """Kill the master and wait until every Sentinel names the former replica."""
+        """Kill the master and wait until every Sentinel that lives names the former replica."""
         self.master.kill()
-        for sentinel in self.sentinels:
+        for sentinel in (sentinel for sentinel in self.sentinels if sentinel.process is not None):
             wait_for(lambda sentinel=sentinel: self._master_port(sentinel) == self.replica.port, "failover")  # type: ignore[misc]
 
     def __enter__(self) -> SentinelGroup:
