@@ -36,8 +36,10 @@ ORDER = [
     "model",
     "keys",
     "codec",
+    "redis_target",
     "regions",
     "settings",
+    "metrics",
     "__init__",
     "workers",
 ]

@@ -18,6 +18,7 @@ from llm_edge_cache.errors import (
 )
 from llm_edge_cache.keys import generate_cache_key, generate_short_key
 from llm_edge_cache.model import CacheableRequest, CachedResponse, TokenUsage
+from llm_edge_cache.settings import L1Config, L2Config, load_settings
 from llm_edge_cache.slab import SharedSlab, list_slabs
 from llm_edge_cache.slabconfig import DEFAULT, EntryInfo, SlabConfig, SlabStats
 
@@ -27,6 +28,8 @@ __all__ = [
     "CacheableRequest",
     "CachedResponse",
     "EntryInfo",
+    "L1Config",
+    "L2Config",
     "RedisConfigError",
     "SettingsError",
     "SharedSlab",
@@ -44,4 +47,5 @@ __all__ = [
     "generate_cache_key",
     "generate_short_key",
     "list_slabs",
+    "load_settings",
 ]
