@@ -39,6 +39,7 @@ ORDER = [
     "redis_target",
     "regions",
     "settings",
+    "series",
     "metrics",
     "__init__",
     "workers",
