@@ -15,6 +15,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <time.h>
 
 #include "kernel.h"
 
@@ -85,6 +86,10 @@ PyObject *keys_fixed(PyObject *keys);
 PyObject *config_tuple(const struct lec_config *config);
 bool int64_parse(PyObject *value, const char *name, int64_t *number);
 bool uint64_parse(PyObject *value, const char *name, uint64_t *number);
+/* Exactly `count` ints of 0 to 2**64 - 1 into numbers[]; `function` takes the named arguments, positional only. */
+bool numbers_parse(const char *function, PyObject *const *args, Py_ssize_t nargs, const char *const *names, int count, uint64_t *numbers);
+/* An int below `limit`; else IndexError. */
+bool index_parse(PyObject *value, const char *name, uint32_t limit, uint32_t *index);
 /* Puts the `count` named arguments into values[]: the positional ones first, then those by keyword. What was not given
  * stays as it was. names[positional_max..] are keyword-only, the first `required` must be there. */
 bool arguments_parse(const char *function, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords,
@@ -100,13 +105,24 @@ void mapping_reidentify(MappingObject *mapping);
 extern PyType_Spec slab_spec;
 /* A new reference to the mapping, identified as this process's; NULL with SlabClosedError set. */
 MappingObject *slab_enter(SlabObject *slab);
+/* The same of the live segment; NULL with *is_gone set when it was retired and there is no successor. */
+MappingObject *slab_enter_live(SlabObject *slab, bool *is_gone);
 uint64_t slab_now(const SlabObject *slab);
+/* The clock that time.monotonic_ns() reads, without the offset of the tests. */
+static inline uint64_t clock_precise(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
+}
 /* The segment was retired: 1 = attached to the successor, 0 = there is none, -1 = exception. */
 int slab_reattach(SlabObject *slab);
 /* One attempt of a mutation; `context` is the operation's. */
 typedef enum lec_status (*write_fn)(struct lec_handle *handle, void *context, uint64_t now_ns, uint64_t timeout_ns);
 /* Runs a mutation: first without waiting, then with the GIL released (at once if is_long); follows a retired segment.
- * False with an exception set (closed, busy), else *status is final; LEC_RETIRED then means: no successor. */
+ * False with an exception set (closed), else *status is final; LEC_RETIRED then means: no successor. */
+bool slab_try_write(SlabObject *slab, write_fn write, void *context, bool is_long, enum lec_status *status);
+/* The same; where the lock is not to be had, False with SlabBusyError set. */
 bool slab_write(SlabObject *slab, write_fn write, void *context, bool is_long, enum lec_status *status);
 
 /* ---- methods, by file ---- */
@@ -135,6 +151,29 @@ Py_ssize_t slab_length(PyObject *self);
 PyObject *slab_clear(PyObject *self, PyObject *unused);
 PyObject *slab_reap(PyObject *self, PyObject *unused);
 PyObject *slab_check(PyObject *self, PyObject *unused);
+PyObject *slab_count(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
+PyObject *slab_record(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
+PyObject *slab_observe(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
+PyObject *slab_counter_sums(PyObject *self, PyObject *unused);
+PyObject *slab_histogram_sums(PyObject *self, PyObject *unused);
+PyObject *slab_word(PyObject *self, PyObject *index);
+PyObject *slab_word_set(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
+PyObject *slab_word_exchange(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
+PyObject *slab_word_raise(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
+PyObject *slab_tag(PyObject *self, PyObject *hash);
+PyObject *slab_tag_bump(PyObject *self, PyObject *hash);
+PyObject *slab_identity(PyObject *self, PyObject *unused);
+PyObject *slab_is_alive(PyObject *self, PyObject *identity);
+
+PyObject *slab_flight_join(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
+PyObject *slab_flight_renew(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
+PyObject *slab_flight_advance(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
+PyObject *slab_flight_end(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
+PyObject *slab_flight_state(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
+PyObject *slab_flight_wait(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
+PyObject *slab_bell(PyObject *self, PyObject *unused);
+PyObject *slab_bell_wait(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
+
 PyObject *slab_scan_step(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
 PyObject *mapping_totals(PyObject *self, PyObject *unused);
 

@@ -76,7 +76,7 @@ bool int64_parse(PyObject *value, const char *name, int64_t *number)
     return !overflow && !(*number == -1 && PyErr_Occurred());
 }
 
-bool uint64_parse(PyObject *value, const char *name, uint64_t *number)
+static bool unsigned_parse(PyObject *value, const char *name, const char *rule, uint64_t *number)
 {
     if (!PyLong_Check(value)) {
         PyErr_Format(PyExc_TypeError, "%s must be an int, not %.100s", name, Py_TYPE(value)->tp_name);
@@ -84,8 +84,34 @@ bool uint64_parse(PyObject *value, const char *name, uint64_t *number)
     }
     *number = PyLong_AsUnsignedLongLong(value);
     if (*number != UINT64_MAX || !PyErr_Occurred()) return true;
-    if (PyErr_ExceptionMatches(PyExc_OverflowError))
-        PyErr_Format(PyExc_ValueError, "%s must be one that this slab handed out, not %R", name, value);
+    if (PyErr_ExceptionMatches(PyExc_OverflowError)) PyErr_Format(PyExc_ValueError, "%s must be %s, not %R", name, rule, value);
+    return false;
+}
+
+bool uint64_parse(PyObject *value, const char *name, uint64_t *number)
+{
+    return unsigned_parse(value, name, "one that this slab handed out", number);
+}
+
+bool numbers_parse(const char *function, PyObject *const *args, Py_ssize_t nargs, const char *const *names, int count, uint64_t *numbers)
+{
+    if (nargs != count) {
+        PyErr_Format(PyExc_TypeError, "%s() takes %d arguments more, up to %s (%zd given)", function, count, names[count - 1], nargs);
+        return false;
+    }
+    for (int at = 0; at < count; at++)
+        if (!unsigned_parse(args[at], names[at], "0 to 2**64 - 1", &numbers[at])) return false;
+    return true;
+}
+
+bool index_parse(PyObject *value, const char *name, uint32_t limit, uint32_t *index)
+{
+    int overflow;
+    long number = PyLong_AsLongAndOverflow(value, &overflow);
+    if (number == -1 && PyErr_Occurred()) return false;
+    *index = (uint32_t)number;
+    if (!overflow && number >= 0 && number < (long)limit) return true;
+    PyErr_Format(PyExc_IndexError, "%s must be 0 to %u, not %R", name, limit - 1, value);
     return false;
 }
 

@@ -39,26 +39,10 @@ PyObject *mapping_totals(PyObject *self, PyObject *unused)
     return result;
 }
 
-/* The mapping as slab_enter() gives it, of the live segment; NULL with *is_gone set when there is no successor. */
-static MappingObject *enter_live(SlabObject *slab, bool *is_gone)
-{
-    *is_gone = false;
-    for (int attempt = 0; attempt < BINDING_ATTEMPTS; attempt++) {
-        MappingObject *mapping = slab_enter(slab);
-        if (!mapping || atomic_load(&mapping->handle.header->state) >> 32 == 0) return mapping;
-        Py_DECREF(mapping);
-        int is_attached = slab_reattach(slab);
-        if (is_attached < 0) return NULL;
-        if (is_attached == 0) break;
-    }
-    *is_gone = true;
-    return NULL;
-}
-
 Py_ssize_t slab_length(PyObject *self)
 {
     bool is_gone;
-    MappingObject *mapping = enter_live((SlabObject *)self, &is_gone);
+    MappingObject *mapping = slab_enter_live((SlabObject *)self, &is_gone);
     if (!mapping) return is_gone ? 0 : -1;
     uint64_t entries = lec_entries(&mapping->handle);
     Py_DECREF(mapping);
@@ -132,7 +116,7 @@ PyObject *slab_check(PyObject *self, PyObject *unused)
     (void)unused;
     SlabObject *slab = (SlabObject *)self;
     bool is_gone;
-    MappingObject *mapping = enter_live(slab, &is_gone);
+    MappingObject *mapping = slab_enter_live(slab, &is_gone);
     if (!mapping) return is_gone ? PyList_New(0) : NULL;
     struct reports reports = {.items = PyMem_Calloc(REPORTS_MAX, sizeof *reports.items)};
     PyObject *list = NULL;
@@ -180,7 +164,7 @@ static void scan_take(void *context, const struct lec_info *info)
 static PyObject *scan_rows(SlabObject *slab, uint64_t cursor, uint32_t buckets, const struct bytes_view *prefix)
 {
     bool is_gone;
-    MappingObject *mapping = enter_live(slab, &is_gone);
+    MappingObject *mapping = slab_enter_live(slab, &is_gone);
     if (!mapping) return is_gone ? Py_BuildValue("(K[])", (unsigned long long)UINT64_MAX) : NULL;
     struct scan scan = {.list = PyList_New(0), .prefix = prefix, .now_ns = slab_now(slab)};
     if (scan.list && lec_scan(&mapping->handle, &cursor, buckets, scan.now_ns, scan_take, &scan) != LEC_OK) cursor = UINT64_MAX;

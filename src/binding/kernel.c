@@ -3,6 +3,7 @@
 #include "chain.c"
 #include "check.c"
 #include "expiry.c"
+#include "flight.c"
 #include "index.c"
 #include "policy.c"
 #include "policy_check.c"

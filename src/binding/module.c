@@ -163,7 +163,11 @@ static int native_exec(PyObject *module)
     if (!state->name_reattach || !state->mapping_type || !state->slab_type) return -1;
     if (PyModule_AddIntConstant(module, "LAYOUT_VERSION", LEC_LAYOUT_VERSION) != 0) return -1;
     if (PyModule_AddIntConstant(module, "MUTEX_BYTES", sizeof(pthread_mutex_t)) != 0) return -1;
-    return PyModule_AddIntConstant(module, "MAX_KEY_BYTES", LEC_MAX_KEY);
+    if (PyModule_AddIntConstant(module, "MAX_KEY_BYTES", LEC_MAX_KEY) != 0) return -1;
+    if (PyModule_AddIntConstant(module, "FLIGHT_LED", LEC_FLIGHT_LED) != 0) return -1;
+    if (PyModule_AddIntConstant(module, "FLIGHT_TAKEN_OVER", LEC_FLIGHT_TAKEN_OVER) != 0) return -1;
+    if (PyModule_AddIntConstant(module, "FLIGHT_JOINED", LEC_FLIGHT_JOINED) != 0) return -1;
+    return PyModule_AddIntConstant(module, "FLIGHT_NONE", LEC_FLIGHT_NONE);
 }
 
 static int native_traverse(PyObject *module, visitproc visit, void *arg)

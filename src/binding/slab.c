@@ -1,8 +1,6 @@
 /* SlabBase: what every operation does before and after its kernel call, and the type's table of methods. */
 #include "binding.h"
 
-#include <time.h>
-
 #define NS_PER_SECOND INT64_C(1000000000)
 #define LOCK_TIMEOUT_NS UINT64_C(1000000000)
 
@@ -41,6 +39,21 @@ int slab_reattach(SlabObject *slab)
     return is_attached;
 }
 
+MappingObject *slab_enter_live(SlabObject *slab, bool *is_gone)
+{
+    *is_gone = false;
+    for (int attempt = 0; attempt < BINDING_ATTEMPTS; attempt++) {
+        MappingObject *mapping = slab_enter(slab);
+        if (!mapping || atomic_load(&mapping->handle.header->state) >> 32 == 0) return mapping;
+        Py_DECREF(mapping);
+        int is_attached = slab_reattach(slab);
+        if (is_attached < 0) return NULL;
+        if (is_attached == 0) break;
+    }
+    *is_gone = true;
+    return NULL;
+}
+
 static enum lec_status write_once(SlabObject *slab, MappingObject *mapping, write_fn write, void *context, bool is_long)
 {
     uint64_t now_ns = slab_now(slab), timeout_ns = slab->lock_timeout_ns;
@@ -61,22 +74,26 @@ static void raise_busy(SlabObject *slab)
                  (unsigned long long)(slab->lock_timeout_ns / 1000000));
 }
 
-bool slab_write(SlabObject *slab, write_fn write, void *context, bool is_long, enum lec_status *status)
+bool slab_try_write(SlabObject *slab, write_fn write, void *context, bool is_long, enum lec_status *status)
 {
     for (int attempt = 0; attempt < BINDING_ATTEMPTS; attempt++) {
         MappingObject *mapping = slab_enter(slab);
         if (!mapping) return false;
         *status = write_once(slab, mapping, write, context, is_long);
         Py_DECREF(mapping);
-        if (*status == LEC_BUSY || *status == LEC_WOULD_BLOCK) {
-            raise_busy(slab);
-            return false;
-        }
         if (*status != LEC_RETIRED) return true;
         int is_attached = slab_reattach(slab);
         if (is_attached <= 0) return is_attached == 0;
     }
     return true;
+}
+
+bool slab_write(SlabObject *slab, write_fn write, void *context, bool is_long, enum lec_status *status)
+{
+    if (!slab_try_write(slab, write, context, is_long, status)) return false;
+    if (*status != LEC_BUSY && *status != LEC_WOULD_BLOCK) return true;
+    raise_busy(slab);
+    return false;
 }
 
 /* ---- the object ---- */
@@ -242,6 +259,27 @@ PyMethodDef slab_methods[] = {
     {"check", slab_check, METH_NOARGS, PyDoc_STR(
         "check($self, /)\n--\n\n"
         "Return every broken invariant of the whole segment as a sentence; [] when it is sound. Raises SlabClosedError.")},
+    {"_count", FAST(slab_count), METH_FASTCALL, NULL},
+    {"_record", FAST(slab_record), METH_FASTCALL, NULL},
+    {"_observe", FAST(slab_observe), METH_FASTCALL, NULL},
+    {"_counter_sums", slab_counter_sums, METH_NOARGS, NULL},
+    {"_histogram_sums", slab_histogram_sums, METH_NOARGS, NULL},
+    {"_word", slab_word, METH_O, NULL},
+    {"_word_set", FAST(slab_word_set), METH_FASTCALL, NULL},
+    {"_word_exchange", FAST(slab_word_exchange), METH_FASTCALL, NULL},
+    {"_word_raise", FAST(slab_word_raise), METH_FASTCALL, NULL},
+    {"_tag", slab_tag, METH_O, NULL},
+    {"_tag_bump", slab_tag_bump, METH_O, NULL},
+    {"_identity", slab_identity, METH_NOARGS, NULL},
+    {"_is_alive", slab_is_alive, METH_O, NULL},
+    {"_flight_join", FAST(slab_flight_join), METH_FASTCALL, NULL},
+    {"_flight_renew", FAST(slab_flight_renew), METH_FASTCALL, NULL},
+    {"_flight_advance", FAST(slab_flight_advance), METH_FASTCALL, NULL},
+    {"_flight_end", FAST(slab_flight_end), METH_FASTCALL, NULL},
+    {"_flight_state", FAST(slab_flight_state), METH_FASTCALL, NULL},
+    {"_flight_wait", FAST(slab_flight_wait), METH_FASTCALL, NULL},
+    {"_bell", slab_bell, METH_NOARGS, NULL},
+    {"_bell_wait", FAST(slab_bell_wait), METH_FASTCALL, NULL},
     {"_scan_step", FAST(slab_scan_step), METH_FASTCALL, NULL},
     {"_bind", FAST(slab_bind), METH_METHOD | METH_FASTCALL | METH_KEYWORDS, NULL},
     {"_advance_clock", slab_advance_clock, METH_O, NULL},

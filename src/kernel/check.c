@@ -9,6 +9,7 @@
 #include "access.h"
 #include "chain.h"
 #include "expiry.h"
+#include "flight.h"
 #include "index.h"
 #include "process.h"
 #include "reserve.h"
@@ -23,6 +24,7 @@ static void find(struct findings *findings, const char *message, uint64_t detail
 
 static void find_in_space(void *context, const char *message, uint64_t detail) { find(context, message, detail); }
 static void find_in_policy(void *context, const char *invariant, uint32_t id) { find(context, invariant, id); }
+static void find_in_flights(void *context, const char *invariant, uint32_t index) { find(context, invariant, index); }
 
 struct tally { uint64_t entries, payload_bytes; };
 
@@ -161,6 +163,7 @@ uint64_t lec_check(struct lec_handle *handle, uint64_t now_ns, uint64_t timeout_
         if (status == LEC_RETIRED) break;
         if (status != LEC_OK) { find(&findings, "shard's lock is held and its holder does not move", 0); continue; }
         check_shard_locked(&view, &findings);
+        lec_flights_check_locked(&view, find_in_flights, &findings);
         lec_shard_unlock(&view);
     }
     return findings.count;

@@ -2,8 +2,8 @@
  *
  * Plain C11 on a segment that the caller mapped; no allocation, no stdio, no mutable globals. Time, process identity
  * and randomness are arguments. `now_ns` is CLOCK_MONOTONIC (coarse is enough), one reading per operation.
- * Thread-safe, with one exception: lec_count_read() on one handle needs the caller's serialisation (the GIL)
- * unless the handle was attached with `concurrent`.
+ * Thread-safe, with one exception: lec_count_read(), lec_count() and lec_observe() on one handle need the caller's
+ * serialisation (the GIL) unless the handle was attached with `concurrent`.
  */
 #ifndef LEC_KERNEL_H
 #define LEC_KERNEL_H
@@ -42,7 +42,7 @@ struct lec_handle {
     struct lec_geometry geometry;
     uint64_t seed[2];
     uint64_t identity;              /* as lec_process.owner */
-    bool concurrent;                /* several threads may count reads at once: use atomic additions */
+    bool concurrent;                /* several threads may count at once: use atomic additions */
 };
 
 /* ---- life ---- */
@@ -64,7 +64,9 @@ void lec_retire(struct lec_handle *handle, uint32_t reason);
 uint64_t lec_process_identity(int32_t pid);
 /* Live attached processes (this one included). */
 uint32_t lec_attached(struct lec_handle *handle);
-/* Frees what dead processes had reserved. Takes the locks concerned, each at most timeout_ns. */
+/* Is the process that this identity names still running? False for 0 and for a zombie without running threads. */
+bool lec_identity_is_alive(uint64_t identity);
+/* Frees what dead processes had reserved, and their flights. Takes the locks concerned, each at most timeout_ns. */
 void lec_reap(struct lec_handle *handle, uint64_t now_ns, uint64_t timeout_ns);
 
 /* ---- reads: no lock (but for one bounded attempt after eight lost races) ---- */
@@ -145,10 +147,47 @@ typedef void (*lec_report_fn)(void *context, const char *message, uint64_t shard
 /* Every broken invariant of the whole segment, one report each; returns how many. LEC_BUSY shards are reported too. */
 uint64_t lec_check(struct lec_handle *handle, uint64_t now_ns, uint64_t timeout_ns, lec_report_fn report, void *context);
 
+/* ---- flights: one computation per key over all processes of the host (flight.h tells how) ---- */
+enum lec_role {
+    LEC_FLIGHT_LED,                 /* a free record was claimed: the caller computes */
+    LEC_FLIGHT_TAKEN_OVER,          /* so it does, in the place of an owner that is dead or whose deadline has passed */
+    LEC_FLIGHT_JOINED,              /* a flight of this key is running: the caller waits for that one */
+    LEC_FLIGHT_NONE,                /* no record to be had: every caller for himself */
+};
+/* Names one flight, in the segment and for ever: no later flight has its token. */
+struct lec_ticket { uint64_t token; uint32_t index; };
+#define LEC_LEASE_MAX_NS UINT64_C(3600000000000)    /* longer leases are cut to this */
+#define LEC_FLIGHT_OVER INT64_C(-1)
+
+/* Who leads takes its fill token afterwards, looks the key up again, and only then computes: 1 A misses  2 the leader
+ * fills and ends  3 A joins, and leads: the value is there. Fill tokens from before a takeover are void.
+ * LEC_OK; with the role NONE and the ticket zeroed: LEC_WOULD_BLOCK, LEC_BUSY, LEC_RETIRED. */
+enum lec_status lec_flight_join(struct lec_handle *handle, const void *key, uint32_t key_bytes, uint64_t lease_ns,
+                                uint64_t now_ns, uint64_t timeout_ns, enum lec_role *role, struct lec_ticket *ticket);
+/* The owner's: LEC_OK, LEC_MISMATCH (taken over, ended, or another process's), LEC_WOULD_BLOCK, LEC_BUSY, LEC_RETIRED. */
+enum lec_status lec_flight_renew(struct lec_handle *handle, struct lec_ticket ticket, uint64_t lease_ns,
+                                 uint64_t now_ns, uint64_t timeout_ns);
+/* Progress, 0 to INT64_MAX, only grows: a lower one changes nothing. Wakes all waiters. */
+enum lec_status lec_flight_advance(struct lec_handle *handle, struct lec_ticket ticket, uint64_t progress,
+                                   uint64_t now_ns, uint64_t timeout_ns);
+enum lec_status lec_flight_end(struct lec_handle *handle, struct lec_ticket ticket, uint64_t now_ns, uint64_t timeout_ns);
+/* The progress while that flight runs, else LEC_FLIGHT_OVER. No lock. */
+int64_t lec_flight_state(struct lec_handle *handle, struct lec_ticket ticket, uint64_t now_ns);
+/* As lec_flight_state(), but sleeps while that is `progress`: at most timeout_ns, less when a signal comes. */
+int64_t lec_flight_wait(struct lec_handle *handle, struct lec_ticket ticket, int64_t progress, uint64_t now_ns, uint64_t timeout_ns);
+/* One word that moves with every advance and end, for who waits for many flights. Deaths and deadlines do not move it.
+ * The wait ends when it is not `seen` any more, after timeout_ns, or early. */
+uint64_t lec_bell(struct lec_handle *handle);
+uint64_t lec_bell_wait(struct lec_handle *handle, uint64_t seen, uint64_t timeout_ns);
+
 /* ---- regions of the manager: bounds are the kernel's business ---- */
+/* In this process's record. False: no such counter or histogram. */
+bool lec_count(struct lec_handle *handle, uint32_t counter, uint64_t amount);
+bool lec_observe(struct lec_handle *handle, uint32_t histogram, uint64_t elapsed_ns);
+/* Over all records, those of the dead included, so that no sum ever falls. */
+void lec_counter_sums(struct lec_handle *handle, uint64_t sums[LEC_COUNTERS]);
+void lec_histogram_sums(struct lec_handle *handle, uint64_t sums[LEC_HISTOGRAMS][LEC_HISTOGRAM_BUCKETS]);
 /* NULL when the index is out of bounds. */
-_Atomic uint64_t *lec_counter(struct lec_handle *handle, uint32_t index);
-uint64_t lec_counter_sum(struct lec_handle *handle, uint32_t index);
 _Atomic uint64_t *lec_word(struct lec_handle *handle, uint32_t index);
 _Atomic uint64_t *lec_tag(struct lec_handle *handle, uint64_t tag_hash);
 struct lec_flight *lec_flight_at(struct lec_handle *handle, uint32_t index);

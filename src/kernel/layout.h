@@ -19,7 +19,7 @@
 #include "space.h"
 
 #define LEC_MAGIC UINT64_C(0x314845434143454c)   /* "LECACHE1", little-endian; stored last by the creator */
-#define LEC_LAYOUT_VERSION 1u
+#define LEC_LAYOUT_VERSION 2u
 #define LEC_PAGE 4096u
 #define LEC_LINE 64u
 #define LEC_MAX_SHARDS 4096u
@@ -30,8 +30,12 @@
 #define LEC_RESERVATIONS 8u         /* large values one process can be filling at a time */
 #define LEC_COUNTERS 96u            /* named counters per process; the names are the manager's */
 #define LEC_HISTOGRAMS 4u
-#define LEC_HISTOGRAM_BUCKETS 32u
-#define LEC_WORDS 64u               /* shared words: breaker, stream reader, ... */
+#define LEC_HISTOGRAM_BUCKETS 32u   /* 31 counts and, last, the sum of what was observed, ns */
+#define LEC_HISTOGRAM_FIRST_NS 250u /* bucket i counts what took at most this << i, the last count what took longer, too */
+#define LEC_WORDS 64u               /* shared words: breaker, stream reader, ...; the last two are the kernel's: */
+#define LEC_WORD_TOKEN 62u          /* the next flight's token */
+#define LEC_WORD_BELL 63u           /* moves with every flight that advances or ends */
+#define LEC_FLIGHT_SET 32u          /* the records of its shard that a key's flight may have; the least per shard */
 
 /* What the user chose. Stored in the header; equal configurations mean an equal layout. */
 struct lec_config {
@@ -102,15 +106,17 @@ struct lec_process {
 _Static_assert(sizeof(struct lec_process) % LEC_LINE == 0, "no two processes share a line");
 _Static_assert(sizeof(struct lec_process) == 64 + 128 + 128 + 768 + 1024, "lec_process is part of the layout");
 
-/* A running computation (single flight). Created, bounded and checked here; used by the manager. */
+/* A running computation, see flight.h. Guard for stores: the lock of the shard whose partition it lies in. Everything
+ * but `owner` and `wake` is valid while owner != 0. */
 struct lec_flight {
-    _Atomic uint64_t owner;         /* as lec_process.owner; 0 = free */
+    _Atomic uint64_t owner;         /* as lec_process.owner; 0 = free; stored last, cleared first */
+    _Atomic uint64_t fencing_token; /* of LEC_WORD_TOKEN: unique in the segment, never 0 */
     _Atomic uint64_t key_hash;
-    _Atomic uint64_t fencing_token;
-    _Atomic uint64_t deadline_ns;   /* CLOCK_MONOTONIC */
-    _Atomic uint32_t wake;          /* futex word */
-    _Atomic uint32_t waiters;
-    uint64_t reserved[3];
+    _Atomic uint64_t deadline_ns;   /* CLOCK_MONOTONIC; passed, the flight is anybody's */
+    _Atomic uint64_t progress;      /* only grows while the flight runs; the meaning is the owner's */
+    _Atomic uint32_t wake;          /* futex word: moves after every change that a waiter waits for */
+    uint32_t pad;
+    uint64_t reserved[2];
 };
 _Static_assert(sizeof(struct lec_flight) == LEC_LINE, "a flight is one cache line");
 

@@ -345,11 +345,9 @@ static uint32_t contest(struct hunt *hunt)
     return victim;
 }
 
-enum lec_policy_status lec_policy_victim(const struct lec_policy_view *view, uint32_t protect_id,
-                                         uint32_t needed_units, uint32_t *victim)
+enum lec_policy_status lec_policy_victim(const struct lec_policy_view *view, uint32_t protect_id, uint32_t *victim)
 {
     struct hunt hunt = {view, protect_id, EXAMINED_PER_VICTIM, false};
-    (void)needed_units; /* what a candidate's staying displaces are its own units, whoever comes */
     uint32_t id = is_window_over(view, 1) ? contest(&hunt) : main_victim(&hunt);
     if (id == LEC_NONE && !hunt.damaged)
         id = untouched_tail(&hunt, LEC_LIST_WINDOW);

@@ -64,10 +64,9 @@ enum lec_policy_status lec_policy_update(const struct lec_policy_view *view, uin
 /* Deleted or expired. After: list == FREE, out of every list. */
 enum lec_policy_status lec_policy_remove(const struct lec_policy_view *view, uint32_t id);
 
-/* Chooses the entry to evict next to make room for a newcomer of needed_units, and does the promotions that are due.
- * Never protect_id (LEC_NONE: nobody is protected). LEC_POLICY_EMPTY: there is nobody else. Nothing is unlinked. */
-enum lec_policy_status lec_policy_victim(const struct lec_policy_view *view, uint32_t protect_id,
-                                         uint32_t needed_units, uint32_t *victim);
+/* Chooses the entry to evict next to make room for a newcomer, and does the promotions that are due. Never
+ * protect_id (LEC_NONE: nobody is protected). LEC_POLICY_EMPTY: there is nobody else. Nothing is unlinked. */
+enum lec_policy_status lec_policy_victim(const struct lec_policy_view *view, uint32_t protect_id, uint32_t *victim);
 
 /* Unlinks a victim; as lec_policy_remove, but the key is remembered. */
 enum lec_policy_status lec_policy_evict(const struct lec_policy_view *view, uint32_t id);

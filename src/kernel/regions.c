@@ -2,18 +2,60 @@
 #include "process.h"
 #include "shard.h"
 
-_Atomic uint64_t *lec_counter(struct lec_handle *handle, uint32_t index)
+#define HISTOGRAM_COUNTS (LEC_HISTOGRAM_BUCKETS - 1)    /* the last word is the sum */
+
+/* One thread at a time stores to the record's words (the caller's promise) unless the handle is `concurrent`. */
+static inline void add(const struct lec_handle *handle, _Atomic uint64_t *sum, uint64_t amount)
 {
-    return index < LEC_COUNTERS ? &handle->process->counters[index] : NULL;
+    if (handle->concurrent) atomic_fetch_add_explicit(sum, amount, memory_order_relaxed);
+    else atomic_store_explicit(sum, atomic_load_explicit(sum, memory_order_relaxed) + amount, memory_order_relaxed);
 }
 
-/* Records of the dead count too, so the sum never falls. */
-uint64_t lec_counter_sum(struct lec_handle *handle, uint32_t index)
+bool lec_count(struct lec_handle *handle, uint32_t counter, uint64_t amount)
 {
-    uint64_t sum = 0;
-    for (uint32_t process = 0; index < LEC_COUNTERS && process < handle->geometry.process_count; process++)
-        sum += atomic_load_explicit(&lec_process_at(handle, process)->counters[index], memory_order_relaxed);
-    return sum;
+    if (counter >= LEC_COUNTERS) return false;
+    add(handle, &handle->process->counters[counter], amount);
+    return true;
+}
+
+/* The first bucket whose bound, LEC_HISTOGRAM_FIRST_NS << i, is not below. */
+static inline uint32_t histogram_bucket(uint64_t elapsed_ns)
+{
+    uint64_t bounds_below = elapsed_ns == 0 ? 0 : (elapsed_ns - 1) / LEC_HISTOGRAM_FIRST_NS;
+    uint32_t bucket = bounds_below == 0 ? 0 : 64 - (uint32_t)__builtin_clzll(bounds_below);
+    return bucket < HISTOGRAM_COUNTS ? bucket : HISTOGRAM_COUNTS - 1;
+}
+
+bool lec_observe(struct lec_handle *handle, uint32_t histogram, uint64_t elapsed_ns)
+{
+    if (histogram >= LEC_HISTOGRAMS) return false;
+    _Atomic uint64_t *words = handle->process->histograms[histogram];
+    add(handle, &words[histogram_bucket(elapsed_ns)], 1);
+    add(handle, &words[HISTOGRAM_COUNTS], elapsed_ns);
+    return true;
+}
+
+void lec_counter_sums(struct lec_handle *handle, uint64_t sums[LEC_COUNTERS])
+{
+    for (uint32_t counter = 0; counter < LEC_COUNTERS; counter++) sums[counter] = 0;
+    for (uint32_t process = 0; process < handle->geometry.process_count; process++)
+        for (uint32_t counter = 0; counter < LEC_COUNTERS; counter++)
+            sums[counter] += atomic_load_explicit(&lec_process_at(handle, process)->counters[counter], memory_order_relaxed);
+}
+
+static void add_histogram(struct lec_process *process, uint32_t histogram, uint64_t sums[LEC_HISTOGRAM_BUCKETS])
+{
+    for (uint32_t word = 0; word < LEC_HISTOGRAM_BUCKETS; word++)
+        sums[word] += atomic_load_explicit(&process->histograms[histogram][word], memory_order_relaxed);
+}
+
+void lec_histogram_sums(struct lec_handle *handle, uint64_t sums[LEC_HISTOGRAMS][LEC_HISTOGRAM_BUCKETS])
+{
+    for (uint32_t histogram = 0; histogram < LEC_HISTOGRAMS; histogram++)
+        for (uint32_t word = 0; word < LEC_HISTOGRAM_BUCKETS; word++) sums[histogram][word] = 0;
+    for (uint32_t process = 0; process < handle->geometry.process_count; process++)
+        for (uint32_t histogram = 0; histogram < LEC_HISTOGRAMS; histogram++)
+            add_histogram(lec_process_at(handle, process), histogram, sums[histogram]);
 }
 
 _Atomic uint64_t *lec_word(struct lec_handle *handle, uint32_t index)

@@ -54,11 +54,11 @@ enum lec_status lec_room_expire_locked(const struct lec_shard_view *view, uint32
 }
 
 /* One entry leaves: an expired one if there is any, else the policy's victim. LEC_REFUSED: nobody is left. */
-static enum lec_status evict_one(const struct lec_shard_view *view, uint32_t protect, uint32_t needed_units)
+static enum lec_status evict_one(const struct lec_shard_view *view, uint32_t protect)
 {
     uint32_t node = lec_expiry_due_locked(view);
     if (node != LEC_NONE && node != protect) return lec_drop_locked(view, node, LEC_LEAVES_EXPIRED);
-    switch (lec_policy_victim(&view->policy, protect, needed_units, &node)) {
+    switch (lec_policy_victim(&view->policy, protect, &node)) {
     case LEC_POLICY_OK: return lec_drop_locked(view, node, LEC_LEAVES_EVICTED);
     case LEC_POLICY_EMPTY: return LEC_REFUSED;
     default: return LEC_DAMAGED;
@@ -92,7 +92,7 @@ enum lec_status lec_room_take_locked(const struct lec_shard_view *view, uint64_t
     if (needed > view->space.units) return LEC_REFUSED;
     for (;;) {
         while (lacks_room(view, needed, &extra)) {
-            enum lec_status status = evict_one(view, protect, (uint32_t)needed);
+            enum lec_status status = evict_one(view, protect);
             if (status != LEC_OK) return status;
         }
         switch (lec_chain_take(&view->space, payload_bytes, unit, units)) {
@@ -132,7 +132,7 @@ enum lec_status lec_node_take_locked(const struct lec_shard_view *view, uint32_t
 {
     struct lec_shard *shard = view->shard;
     if (shard->free_nodes == LEC_NONE) {
-        enum lec_status status = evict_one(view, LEC_NONE, 0);
+        enum lec_status status = evict_one(view, LEC_NONE);
         if (status != LEC_OK) return status;
     }
     *node = shard->free_nodes;

@@ -4,6 +4,7 @@
 
 #include "chain.h"
 #include "expiry.h"
+#include "flight.h"
 #include "process.h"
 #include "reserve.h"
 #include "shard.h"
@@ -15,7 +16,7 @@
 
 /* How many of what a segment of this size gets for the processes and the manager. */
 struct scale { uint64_t from_bytes; uint32_t processes, flights, tags; };
-static const struct scale scales[] = {{1024 * MIB, 1024, 4096, 65536}, {64 * MIB, 256, 1024, 4096}, {4 * MIB, 64, 256, 1024}, {0, 16, 16, 256}};
+static const struct scale scales[] = {{1024 * MIB, 1024, 16384, 65536}, {64 * MIB, 256, 4096, 4096}, {4 * MIB, 64, 512, 1024}, {0, 16, 32, 256}};
 
 static uint64_t round_up(uint64_t value, uint64_t to) { return (value + to - 1) / to * to; }
 
@@ -29,7 +30,9 @@ static void lay_out_fixed(const struct lec_config *config, struct lec_geometry *
     const struct scale *scale = scales;
     while (config->memory_bytes < scale->from_bytes) scale++;
     geometry->process_count = scale->processes;
-    geometry->flight_count = scale->flights;
+    /* Both are powers of two: each shard has its own partition, of whole sets. */
+    uint32_t least = LEC_FLIGHT_SET * geometry->shard_count;
+    geometry->flight_count = scale->flights > least ? scale->flights : least;
     geometry->tag_count = scale->tags;
     geometry->mutexes = LEC_PAGE;
     geometry->processes = geometry->mutexes + round_up((uint64_t)LEC_MUTEX_STRIDE * geometry->shard_count, LEC_PAGE);
@@ -136,6 +139,8 @@ enum lec_status lec_create(void *base, uint64_t bytes, const struct lec_config *
     memcpy(header->seed, random, sizeof header->seed);
     header->nonce = random[2];
     memcpy(handle.seed, random, sizeof handle.seed);
+    /* Tokens of another segment under the same name do not fit this one's flights. */
+    atomic_store_explicit(lec_word(&handle, LEC_WORD_TOKEN), (random[2] >> 2) + 1, memory_order_relaxed);
     handle.process = lec_process_at(&handle, 0);
     for (uint32_t index = 0; index < handle.geometry.shard_count; index++) lec_shard_create(&handle, index, random + 1);
     atomic_store_explicit(&header->magic, LEC_MAGIC, memory_order_release);
@@ -221,5 +226,6 @@ void lec_reap(struct lec_handle *handle, uint64_t now_ns, uint64_t timeout_ns)
         uint64_t owner = atomic_load_explicit(&process->owner, memory_order_relaxed);
         if (owner != 0 && !lec_identity_is_alive(owner)) reap_process(handle, process, now_ns, timeout_ns);
     }
+    lec_flights_reap(handle, now_ns, timeout_ns);
     recover_abandoned(handle, now_ns);
 }

@@ -45,6 +45,8 @@ void lec_shard_recover_locked(const struct lec_shard_view *view);
 
 /* What lec_get() hands out for a key on a miss, and a fill must present (write.c). */
 uint64_t lec_token(const struct lec_shard_view *view, uint64_t hash, uint32_t epoch);
+/* From now on a fill that presents a token handed out before is refused. */
+void lec_token_void_locked(const struct lec_shard_view *view, uint64_t hash);
 
 /* The epoch that entries must belong to, now. */
 static inline uint32_t lec_epoch(const struct lec_handle *handle) { return (uint32_t)atomic_load_explicit(&handle->header->state, memory_order_acquire); }

@@ -66,6 +66,8 @@ uint64_t lec_token(const struct lec_shard_view *view, uint64_t hash, uint32_t ep
     return (uint64_t)epoch << 32 | __atomic_load_n(generation_of(view, hash), __ATOMIC_ACQUIRE);
 }
 
+void lec_token_void_locked(const struct lec_shard_view *view, uint64_t hash) { token_void(view, hash); }
+
 /* ---- looking ---- */
 
 static struct lec_entry *present(const struct write *write) { return lec_entry_at(&write->view.space, lec_slot_unit(lec_slot_load(&write->view, write->slot))); }

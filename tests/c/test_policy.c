@@ -118,7 +118,7 @@ static enum lec_policy_status make_room(struct harness *harness, uint32_t units,
 {
     while (harness->live == MAX_ENTRIES || harness->view.total_units - harness->used_units < units) {
         uint32_t id;
-        enum lec_policy_status status = lec_policy_victim(&harness->view, protect, units, &id);
+        enum lec_policy_status status = lec_policy_victim(&harness->view, protect, &id);
         if (status != LEC_POLICY_OK)
             return status;
         expect(id < MAX_ENTRIES && id != protect, "a victim is a node and not the protected one");
@@ -218,10 +218,10 @@ static void an_empty_shard_has_no_victim(void)
 {
     struct harness *harness = create(1000);
     uint32_t id = 7;
-    expect(lec_policy_victim(&harness->view, LEC_NONE, 1, &id) == LEC_POLICY_EMPTY && id == LEC_NONE, "empty: no victim");
+    expect(lec_policy_victim(&harness->view, LEC_NONE, &id) == LEC_POLICY_EMPTY && id == LEC_NONE, "empty: no victim");
     set_absent(harness, 1, 5);
-    expect(lec_policy_victim(&harness->view, harness->where[1], 1, &id) == LEC_POLICY_EMPTY, "only the protected one: no victim");
-    expect(lec_policy_victim(&harness->view, LEC_NONE, 1, &id) == LEC_POLICY_OK && id == harness->where[1], "else that one");
+    expect(lec_policy_victim(&harness->view, harness->where[1], &id) == LEC_POLICY_EMPTY, "only the protected one: no victim");
+    expect(lec_policy_victim(&harness->view, LEC_NONE, &id) == LEC_POLICY_OK && id == harness->where[1], "else that one");
     destroy(harness);
 }
 
@@ -232,7 +232,7 @@ static void every_entry_can_be_evicted_but_the_protected(void)
     for (uint32_t key = 0; key < MAX_ENTRIES; key++)
         set_absent(harness, key, 1);
     uint32_t protect = harness->where[17];
-    while (lec_policy_victim(&harness->view, protect, 1, &id) == LEC_POLICY_OK && evicted < MAX_ENTRIES) {
+    while (lec_policy_victim(&harness->view, protect, &id) == LEC_POLICY_OK && evicted < MAX_ENTRIES) {
         for (uint32_t key = 0; key < MAX_ENTRIES; key++)    /* all hot: the bound decides */
             if (harness->where[key] != LEC_NONE)
                 touch(harness, key);
@@ -256,7 +256,7 @@ static void a_hunt_examines_a_bounded_number(void)
     uint32_t before = 0, after = 0;
     for (uint32_t slot = 0; slot < MAX_ENTRIES; slot++)
         before += harness->view.buckets[slot / 6u].touches[slot % 6u] != 0;
-    lec_policy_victim(&harness->view, LEC_NONE, 1, &id);
+    lec_policy_victim(&harness->view, LEC_NONE, &id);
     for (uint32_t slot = 0; slot < MAX_ENTRIES; slot++)
         after += harness->view.buckets[slot / 6u].touches[slot % 6u] != 0;
     taken = before - after;
@@ -417,7 +417,7 @@ static void scribble(void *memory, size_t size, uint32_t bytes)
 static void call_everything(struct harness *harness)
 {
     uint32_t id = draw(MAX_ENTRIES + 8u), victim;
-    lec_policy_victim(&harness->view, draw(2) ? LEC_NONE : id, draw(100), &victim);
+    lec_policy_victim(&harness->view, draw(2) ? LEC_NONE : id, &victim);
     lec_policy_evict(&harness->view, victim);
     lec_policy_insert(&harness->view, id);
     lec_policy_update(&harness->view, draw(MAX_ENTRIES + 8u), draw(UINT32_MAX));

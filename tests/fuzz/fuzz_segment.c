@@ -261,8 +261,11 @@ static void read_regions(struct input *input)
     struct lec_totals totals;
     uint64_t index = take(input, 4);
     lec_totals(&world.handle, &totals);
-    (void)lec_counter_sum(&world.handle, (uint32_t)index);
-    if (lec_counter(&world.handle, (uint32_t)index)) atomic_fetch_add(lec_counter(&world.handle, (uint32_t)index), 1);
+    uint64_t counters[LEC_COUNTERS], histograms[LEC_HISTOGRAMS][LEC_HISTOGRAM_BUCKETS];
+    (void)lec_count(&world.handle, (uint32_t)index % 128, index);
+    (void)lec_observe(&world.handle, (uint32_t)index % 8, index);
+    lec_counter_sums(&world.handle, counters);
+    lec_histogram_sums(&world.handle, histograms);
     if (lec_word(&world.handle, (uint32_t)index)) atomic_fetch_add(lec_word(&world.handle, (uint32_t)index), 1);
     atomic_fetch_add(lec_tag(&world.handle, index), 1);
     if (lec_flight_at(&world.handle, (uint32_t)index)) atomic_store(&lec_flight_at(&world.handle, (uint32_t)index)->owner, index);
