@@ -21,7 +21,7 @@ from llm_edge_cache.keys import generate_cache_key, generate_short_key
 from llm_edge_cache.lookup import CacheHealthStatus, L1Hit, L2Hit, LookupResult, MetricsSnapshot, Miss
 from llm_edge_cache.manager import CacheManager
 from llm_edge_cache.model import CacheableRequest, CachedResponse, TokenUsage
-from llm_edge_cache.settings import L1Config, L2Config
+from llm_edge_cache.settings import L1Config, L2Config, load_settings
 from llm_edge_cache.slab import SharedSlab, list_slabs
 from llm_edge_cache.slabconfig import DEFAULT, EntryInfo, MiB, SlabConfig, SlabStats
 from llm_edge_cache.sync_manager import SyncCacheManager
@@ -61,4 +61,5 @@ __all__ = [
     "generate_cache_key",
     "generate_short_key",
     "list_slabs",
+    "load_settings",
 ]

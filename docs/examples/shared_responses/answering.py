@@ -19,8 +19,8 @@ from exchanges import Exchange, find_recordings, load_exchanges, request_key
 from provider import RecordedProvider
 
 from llm_edge_cache import SharedSlab
+from llm_edge_cache.settings import load_settings
 
-NAME_VARIABLE = "LLM_EDGE_CACHE_NAME"
 DELAY_VARIABLE = "SHARED_RESPONSES_DELAY_SCALE"
 
 
@@ -79,7 +79,7 @@ class SharedAnswers:
 
 def open_answers() -> SharedAnswers:
     """Open the slab that the environment names, creating it where no one has; load the recordings."""
-    slab = SharedSlab(os.environ.get(NAME_VARIABLE, "llm-edge-cache"))
+    slab = SharedSlab(*load_settings().slab)
     exchanges = load_exchanges(find_recordings())
     return SharedAnswers(slab, RecordedProvider(exchanges, float(os.environ.get(DELAY_VARIABLE, "1.0"))))
 

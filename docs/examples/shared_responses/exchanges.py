@@ -16,7 +16,7 @@ HERE = Path(__file__).resolve().parent
 SAMPLE = HERE / "sample.jsonl"
 # Recordings may lie beside the repository; three levels up is its top.
 BESIDE_REPOSITORY = HERE.parents[2].parent / "shared" / "cassettes"
-RECORDINGS_VARIABLE = "LLM_EDGE_CACHE_CASSETTES"
+RECORDINGS_VARIABLE = "SHARED_RESPONSES_CASSETTES"
 
 # Response headers in which a provider tells how long it worked, in milliseconds.
 TIMING_HEADERS = ("openai-processing-ms", "x-envoy-upstream-service-time", "x-amzn-bedrock-invocation-latency")

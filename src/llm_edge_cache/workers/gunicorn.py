@@ -3,7 +3,7 @@
 The master creates the slab before the first fork (before the application is imported, with ``preload_app``), as the
 workers' user if that is another, and frees what a killed worker left unfinished. Workers reach it with
 ``SharedSlab(name)`` or ``SharedSlab.attach(name)``. Its name and size come from the environment: see
-`llm_edge_cache.workers.environment`.
+`llm_edge_cache.settings.load_settings`.
 
 In a configuration file of one's own::
 
@@ -33,7 +33,7 @@ import os
 from typing import Any
 
 from llm_edge_cache.errors import CacheError
-from llm_edge_cache.workers.environment import read_slab_settings
+from llm_edge_cache.settings import load_settings
 from llm_edge_cache.workers.keeper import SlabKeeper
 
 # gunicorn takes every global of a configuration module that bears a setting's name; these are all of ours.
@@ -92,4 +92,4 @@ def _open(server: Any) -> None:
 def _settings(server: Any) -> tuple[Any, int, int]:
     # raw_env is not yet in os.environ when the first hook runs.
     environ = {**os.environ, **server.cfg.env}
-    return read_slab_settings(environ), server.cfg.uid, server.cfg.gid
+    return load_settings(environ).slab, server.cfg.uid, server.cfg.gid

@@ -6,7 +6,7 @@ import os
 
 from llm_edge_cache import SharedSlab
 from llm_edge_cache.naming import set_owner
-from llm_edge_cache.workers.environment import SlabSettings
+from llm_edge_cache.settings import SlabSettings
 
 __all__ = ["SlabKeeper"]
 
