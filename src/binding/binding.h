@@ -141,6 +141,7 @@ PyObject *slab_cas(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyOb
 PyObject *slab_fill(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords);
 PyObject *slab_fill_fenced(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords);
 PyObject *slab_fence(PyObject *self, PyObject *key);
+PyObject *slab_token(PyObject *self, PyObject *key);
 PyObject *slab_set_many(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords);
 PyObject *slab_incr(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords);
 PyObject *slab_touch(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords);

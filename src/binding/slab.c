@@ -272,6 +272,7 @@ PyMethodDef slab_methods[] = {
     {"_word_add", FAST(slab_word_add), METH_FASTCALL, NULL},
     {"_tag_raise", FAST(slab_tag_raise), METH_FASTCALL, NULL},
     {"_fence", slab_fence, METH_O, NULL},
+    {"_token", slab_token, METH_O, NULL},
     {"_fill_fenced", FAST(slab_fill_fenced), FAST_KEYWORDS, NULL},
     {"_identity", slab_identity, METH_NOARGS, NULL},
     {"_is_alive", slab_is_alive, METH_O, NULL},

@@ -91,19 +91,22 @@ PyObject *slab_fill_fenced(PyObject *self, PyObject *const *args, Py_ssize_t nar
     return store_method(self, "_fill_fenced", LEC_FILL_FENCED, "fence", args, nargs, keywords);
 }
 
-/* _fence(key) */
-PyObject *slab_fence(PyObject *self, PyObject *key_object)
+static PyObject *key_number(PyObject *self, PyObject *key_object, uint64_t (*number_of)(struct lec_handle *, const void *, uint32_t))
 {
     struct bytes_view key;
     bool is_gone;
     if (!key_open(key_object, &key)) return NULL;
     MappingObject *mapping = slab_enter_live((SlabObject *)self, &is_gone);
-    uint64_t fence = mapping ? lec_fence_now(&mapping->handle, key.bytes, (uint32_t)key.count) : 0;
+    uint64_t number = mapping ? number_of(&mapping->handle, key.bytes, (uint32_t)key.count) : 0;
     view_close(&key);
     if (!mapping && !is_gone) return NULL;
     Py_XDECREF(mapping);
-    return PyLong_FromUnsignedLongLong(fence);
+    return PyLong_FromUnsignedLongLong(number);
 }
+
+/* _fence(key) and _token(key): for _fill_fenced() and fill(), of a key that need not be looked up. */
+PyObject *slab_fence(PyObject *self, PyObject *key) { return key_number(self, key, lec_fence_now); }
+PyObject *slab_token(PyObject *self, PyObject *key) { return key_number(self, key, lec_token_now); }
 
 /* ---- many ---- */
 

@@ -104,6 +104,8 @@ struct lec_store {
 enum lec_status lec_store(struct lec_handle *handle, const struct lec_store *store, uint64_t now_ns, uint64_t timeout_ns);
 /* For a fill after a long computation: moved by deletes of the key, clears, and takeovers of its flight, but not by sets. */
 uint64_t lec_fence_now(struct lec_handle *handle, const void *key, uint32_t key_bytes);
+/* The token that a read of the key would hand out now. */
+uint64_t lec_token_now(struct lec_handle *handle, const void *key, uint32_t key_bytes);
 /* Values longer than this are filled outside the lock; the caller may want to release its own locks (the GIL) first. */
 #define LEC_INLINE_BYTES 8192u
 /* How long the second critical section of such a store may wait for the lock when timeout_ns is 0. */

@@ -82,13 +82,17 @@ void lec_token_void_locked(const struct lec_shard_view *view, uint64_t hash)
     __atomic_store_n(fence, *fence + 1, __ATOMIC_RELEASE);
 }
 
-uint64_t lec_fence_now(struct lec_handle *handle, const void *key, uint32_t key_bytes)
+static uint64_t now_of(struct lec_handle *handle, const void *key, uint32_t key_bytes,
+                       uint64_t (*number_of)(const struct lec_shard_view *, uint64_t, uint32_t))
 {
     uint64_t hash = lec_hash(key, key_bytes, handle->seed);
     struct lec_shard_view view;
     lec_shard_view(handle, lec_shard_of(handle, hash), 0, &view);
-    return lec_fence(&view, hash, lec_epoch(handle));
+    return number_of(&view, hash, lec_epoch(handle));
 }
+
+uint64_t lec_fence_now(struct lec_handle *handle, const void *key, uint32_t key_bytes) { return now_of(handle, key, key_bytes, lec_fence); }
+uint64_t lec_token_now(struct lec_handle *handle, const void *key, uint32_t key_bytes) { return now_of(handle, key, key_bytes, lec_token); }
 
 /* ---- looking ---- */
 

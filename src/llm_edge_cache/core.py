@@ -29,6 +29,15 @@ __all__ = ["Begun", "Core", "Lives", "Look"]
 
 _MISS: Final = Miss()
 
+# As plain ints: an IntEnum's member costs the hot path a conversion each.
+_L1_HITS: Final = int(Counter.L1_HITS)
+_L1_MISSES: Final = int(Counter.L1_MISSES)
+_L1_TIMES: Final = int(Histogram.L1)
+_TIME_SAVED: Final = int(Counter.MICROSECONDS_SAVED)
+_PROMPT_SAVED: Final = int(Counter.PROMPT_TOKENS_SAVED)
+_COMPLETION_SAVED: Final = int(Counter.COMPLETION_TOKENS_SAVED)
+_CONTACT: Final = int(Word.CONTACT)
+
 
 class Begun(NamedTuple):
     """When something began that may be stored later, on every clock that an invalidation moves."""
@@ -79,7 +88,9 @@ class Core:
         self._l1 = l1
         self._l2 = l2
         self._tier = tier
-        self._decode = self.codec.decode
+        self._decode = codec.decode_trusted
+        self._get = slab.get
+        self._record = slab._record
         self._trusted_ns = 0 if l2 is None else round(l2.staleness_seconds * 1e9)
 
     # ---- L1 ----
@@ -91,51 +102,46 @@ class Core:
             The hit; None for a negative entry that holds; else what the slow path needs.
         """
         start = time.monotonic_ns()
-        data, token = self.slab.get_or_token(key)
-        if data is not None:
-            try:
-                entry = self._decode(data)
-            except CodecError as error:
-                self._drop_bad(key, error)
-                return self._missed(key, token, start, None)
-            expires_at = entry.expires_at
-            if expires_at is not None and expires_at <= time.time():
-                return self._missed(key, token, start, entry)
-            if entry.generations and self._is_overtaken(entry):
-                self.slab._count(Counter.L1_EXPIRED_TAGS)
-                return self._missed(key, token, start, None)
-            if self._trusted_ns and self._needs_verifying(entry, start):
-                return self._missed(key, token, start, entry, is_unverified=True)
-            if entry.is_negative:
-                self.slab._record(Counter.L1_HITS, Histogram.L1, start, Counter.REQUESTS, 1)
-                return None
-            self._count_hit(Counter.L1_HITS, Histogram.L1, start, entry)
-            return L1Hit(entry.response)
-        return self._missed(key, token, start, None)
-
-    def _count_hit(self, counter: Counter, histogram: Histogram, start: int, entry: Entry) -> None:
-        tokens = entry.response.tokens
+        data = self._get(key)
+        if data is None:
+            return self._missed(key, start, None)
+        try:
+            entry = self._decode(data)
+        except CodecError as error:
+            self._drop_bad(key, error)
+            return self._missed(key, start, None)
+        response = entry.response
+        if entry.expires_at is not None and entry.expires_at <= time.time():
+            return self._missed(key, start, entry)
+        if entry.generations and self._is_overtaken(entry):
+            self.slab._count(Counter.L1_EXPIRED_TAGS)
+            return self._missed(key, start, None)
+        if self._trusted_ns and self._needs_verifying(entry, start):
+            return self._missed(key, start, entry, is_unverified=True)
+        if entry.is_negative:
+            self._record(_L1_HITS, _L1_TIMES, start)
+            return None
+        tokens = response.tokens
         if tokens is None:
-            saved = (Counter.MICROSECONDS_SAVED, int(entry.seconds * 1e6))
-            self.slab._record(counter, histogram, start, Counter.REQUESTS, 1, *saved)
-            return
-        self.slab._record(
-            counter,
-            histogram,
-            start,
-            Counter.REQUESTS,
-            1,
-            Counter.MICROSECONDS_SAVED,
-            int(entry.seconds * 1e6),
-            Counter.PROMPT_TOKENS_SAVED,
-            max(0, tokens.prompt_tokens),
-            Counter.COMPLETION_TOKENS_SAVED,
-            max(0, tokens.completion_tokens),
-        )
+            self._record(_L1_HITS, _L1_TIMES, start, _TIME_SAVED, entry.microseconds)
+        else:
+            self._record(
+                _L1_HITS,
+                _L1_TIMES,
+                start,
+                _TIME_SAVED,
+                entry.microseconds,
+                _PROMPT_SAVED,
+                tokens.prompt_tokens,
+                _COMPLETION_SAVED,
+                tokens.completion_tokens,
+            )
+        return L1Hit(response)
 
-    def _missed(self, key: bytes, token: int, start: int, entry: Entry | None, *, is_unverified: bool = False) -> Look:
-        self.slab._record(Counter.L1_MISSES, Histogram.L1, start, Counter.REQUESTS, 1)
-        return Look(key, token, self.begin(key), entry, is_unverified)
+    def _missed(self, key: bytes, start: int, entry: Entry | None, *, is_unverified: bool = False) -> Look:
+        self._record(_L1_MISSES, _L1_TIMES, start)
+        begun = self.begin(key)
+        return Look(key, self.slab._token(key), begun, entry, is_unverified)
 
     def begin(self, key: bytes) -> Begun:
         """Note the time on every clock that an invalidation moves, before anything is looked up or computed."""
@@ -175,7 +181,7 @@ class Core:
         The bound on staleness: an entry is served without asking for at most `staleness_seconds` after the last
         contact, or after it was stored.
         """
-        contact = self.slab._word(Word.CONTACT)
+        contact = self.slab._word(_CONTACT)
         if now_ns - contact <= self._trusted_ns:
             return False
         assert self._tier is not None
@@ -313,6 +319,6 @@ def _with(entry: Entry, now: float, valid: float | None, generations: dict[str, 
     return msgspec.structs.replace(entry, expires_at=expires_at, generations=generations)
 
 
-def negative_entry(seconds: float) -> Entry:
+def negative_entry(microseconds: int) -> Entry:
     """Return what stands for "there is no answer"."""
-    return Entry(CachedResponse("", ""), seconds=seconds, is_negative=True)
+    return Entry(CachedResponse("", ""), microseconds=microseconds, is_negative=True)

@@ -32,7 +32,7 @@ from llm_edge_cache.effects import Compute, Pause, Steps, WaitForFlight, World, 
 from llm_edge_cache.errors import ComputeError
 from llm_edge_cache.flight import Flights, Lead, Running
 from llm_edge_cache.invalidation import Invalidator
-from llm_edge_cache.keys import generate_cache_key
+from llm_edge_cache.keys import tier_key
 from llm_edge_cache.lookup import CacheHealthStatus, LookupResult, MetricsSnapshot, Miss, Served
 from llm_edge_cache.model import CacheableRequest, CachedResponse
 from llm_edge_cache.redis_client import RedisClient, parse_redis_url
@@ -47,7 +47,7 @@ from llm_edge_cache.waiting import FlightWaiters
 if TYPE_CHECKING:
     from llm_edge_cache.redis_target import RedisTarget
 
-__all__ = ["DEFAULT_L1", "Engine", "FetchOptions", "request_key", "require_response", "require_ttl"]
+__all__ = ["DEFAULT_L1", "Engine", "FetchOptions", "require_response", "require_ttl"]
 
 _log = logging.getLogger("llm_edge_cache")
 
@@ -58,6 +58,7 @@ _POLL_SECONDS: Final = 0.02  # between two looks at another host's lease
 _CLOSE_SECONDS: Final = 5.0
 
 _MISS: Final = Miss()
+_TOTAL: Final = "total_requests"
 _engines: Final[weakref.WeakSet[Engine]] = weakref.WeakSet()
 
 
@@ -162,7 +163,7 @@ class Engine:
 
     def lookup(self, request: CacheableRequest) -> LookupResult | Look:
         """Look a request up in L1. A Look is what `lookup_l2` goes on from."""
-        found = self.core.look(request_key(request))
+        found = self.core.look(tier_key(request))
         if not isinstance(found, Look):
             return found or _MISS
         # For the store() that follows: 1 lookup misses  2 the caller computes  3 another invalidates  4 store() of what
@@ -182,7 +183,7 @@ class Engine:
         require_response(response)
         require_ttl("l1_ttl", l1_ttl)
         require_ttl("l2_ttl", l2_ttl)
-        key = request_key(request)
+        key = tier_key(request)
         begun = self._begun_at_lookup(request) or self.core.begin(key)
         lives = self.core.lives(l1_ttl, l2_ttl)
         is_kept, write = self.core.keep(key, begun, Entry(response), lives, tags)
@@ -297,8 +298,8 @@ class Engine:
             self._release(lead)
             raise
         self.slab._record(Counter.COMPUTATIONS, Histogram.COMPUTE, start)
-        seconds = (time.monotonic_ns() - start) / 1e9
-        entry = negative_entry(seconds) if response is None else Entry(response, seconds=seconds)
+        microseconds = (time.monotonic_ns() - start) // 1000
+        entry = negative_entry(microseconds) if response is None else Entry(response, microseconds=microseconds)
         self._keep(lead, begun, entry, options)
         return Served(response, "computed")
 
@@ -351,7 +352,8 @@ class Engine:
     def snapshot(self) -> MetricsSnapshot:
         """Return the host's counts."""
         sums = self.slab._counter_sums()
-        return MetricsSnapshot(*(sums[counter] for counter in Counter if counter <= Counter.REQUESTS))
+        counts = {field: sums[Counter[field.upper()]] for field in MetricsSnapshot.__struct_fields__ if field != _TOTAL}
+        return MetricsSnapshot(**counts, total_requests=counts["l1_hits"] + counts["l1_misses"])
 
     def measure_l2(self) -> Steps[Any]:
         """Estimate what is kept in Redis (`sizing`)."""
@@ -405,11 +407,6 @@ def _is_within(entry: Entry, seconds: float) -> bool:
 def hash_of(text: str) -> int:
     """Return a number of 63 bits for a text; equal in all processes."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1 | 1
-
-
-def request_key(request: CacheableRequest) -> bytes:
-    """Return the key of a request as both tiers know it: 64 hexadecimal digits."""
-    return generate_cache_key(request).encode()
 
 
 def require_response(response: object) -> None:

@@ -7,7 +7,7 @@ from typing import Final
 
 from llm_edge_cache.model import CacheableRequest
 
-__all__ = ["generate_cache_key", "generate_short_key"]
+__all__ = ["generate_cache_key", "generate_short_key", "tier_key"]
 
 _SHORT: Final = 16  # digits
 
@@ -19,11 +19,16 @@ def generate_cache_key(request: CacheableRequest) -> str:
     the process; others share an encoding never, and a key as often as SHA-256 collides. `llm_edge_cache.canonical` says
     what the normal form is, and why. The key is computed once for each request.
     """
+    return tier_key(request).decode()
+
+
+def tier_key(request: CacheableRequest) -> bytes:
+    """Return the key as both tiers know it: `generate_cache_key`'s digits, as bytes."""
     try:
         kept = request.__dict__
-        key: str | None = kept.get("_key")
+        key: bytes | None = kept.get("_tier_key")
         if key is None:
-            kept["_key"] = key = hashlib.sha256(kept["_canonical"]).hexdigest()
+            kept["_tier_key"] = key = hashlib.sha256(kept["_canonical"]).hexdigest().encode()
     except (AttributeError, KeyError):
         raise TypeError(f"a key needs a CacheableRequest, not {type(request).__name__}") from None
     return key

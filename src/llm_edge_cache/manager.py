@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llm_edge_cache.core import Begun, Look
 from llm_edge_cache.effects import AsyncWorld, Steps, WaitForFlight, perform_async
-from llm_edge_cache.engine import DEFAULT_L1, Engine, FetchOptions, request_key
+from llm_edge_cache.engine import DEFAULT_L1, Engine, FetchOptions
 from llm_edge_cache.invalidation import Invalidation
+from llm_edge_cache.keys import tier_key
 from llm_edge_cache.lookup import CacheHealthStatus, L1Hit, LookupResult, MetricsSnapshot, Served
 from llm_edge_cache.model import CacheableRequest, CachedResponse
 from llm_edge_cache.redis_client import AsyncRedisClient, Call, RedisTrouble
@@ -182,7 +183,7 @@ class CacheManager:
             ComputeError: Another process's computation failed.
             Whatever `compute` raised, to every caller of this process that waited for it; nothing is stored then.
         """
-        key = request_key(request)
+        key = tier_key(request)
         found = self._core.look(key)
         if type(found) is L1Hit:
             return found.response
@@ -202,7 +203,7 @@ class CacheManager:
     async def invalidate(self, request: CacheableRequest) -> None:
         """Make a request's response void: on this host when this returns, on the others within moments."""
         request.__dict__.pop("_begun", None)
-        await self._invalidate(Invalidation("key", request_key(request).decode()))
+        await self._invalidate(Invalidation("key", tier_key(request).decode()))
 
     async def invalidate_tag(self, tag: str) -> None:
         """Make every response that was stored under a tag void."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -131,9 +131,9 @@ def _require_integral(field: str, value: object) -> None:
 class TokenUsage(msgspec.Struct, frozen=True):
     """The tokens that an answer cost, as the provider counted them."""
 
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
+    prompt_tokens: Annotated[int, msgspec.Meta(ge=0)]
+    completion_tokens: Annotated[int, msgspec.Meta(ge=0)]
+    total_tokens: Annotated[int, msgspec.Meta(ge=0)]
 
 
 class _ResponseSubject(msgspec.Struct, frozen=True, omit_defaults=True):

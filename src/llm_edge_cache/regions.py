@@ -23,9 +23,6 @@ class Counter(IntEnum):
     L2_HITS = 3
     L2_MISSES = 4
     L2_WRITES = 5
-    REQUESTS = 6
-    """Calls of lookup and get_or_compute."""
-
     L1_REFUSED = 7
     """Values that the slab did not take: too large, or no lock to be had."""
     L1_FENCED = 8

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from llm_edge_cache.core import Begun, Look
 from llm_edge_cache.effects import Steps, perform
-from llm_edge_cache.engine import DEFAULT_L1, Engine, FetchOptions, request_key
+from llm_edge_cache.engine import DEFAULT_L1, Engine, FetchOptions
 from llm_edge_cache.invalidation import Invalidation
+from llm_edge_cache.keys import tier_key
 from llm_edge_cache.lookup import CacheHealthStatus, L1Hit, LookupResult, MetricsSnapshot, Served
 from llm_edge_cache.model import CacheableRequest, CachedResponse
 from llm_edge_cache.redis_client import Call, RedisTrouble
@@ -143,7 +144,7 @@ class SyncCacheManager:
         The computation runs in the thread of the caller that leads, which `timeout` does not interrupt; it bounds the
         wait for another thread's. A revalidation runs in a thread of its own.
         """
-        key = request_key(request)
+        key = tier_key(request)
         found = self._core.look(key)
         if type(found) is L1Hit:
             return found.response
@@ -163,7 +164,7 @@ class SyncCacheManager:
     def invalidate(self, request: CacheableRequest) -> None:
         """Make a request's response void: on this host when this returns, on the others within moments."""
         request.__dict__.pop("_begun", None)
-        self._invalidate(Invalidation("key", request_key(request).decode()))
+        self._invalidate(Invalidation("key", tier_key(request).decode()))
 
     def invalidate_tag(self, tag: str) -> None:
         """Make every response that was stored under a tag void."""
