@@ -46,8 +46,11 @@ class SlabCollector(Collector):
     """What is registered for one slab in one registry. Made by `register`."""
 
     def __init__(self, source: SharedSlab | HasSlab, registry: CollectorRegistry) -> None:
-        self._is_bare = isinstance(source, SharedSlab)
-        self._slab = source if isinstance(source, SharedSlab) else source.slab
+        slab = source if isinstance(source, SharedSlab) else getattr(source, "slab", None)
+        if not isinstance(slab, SharedSlab):
+            raise TypeError(f"manager_or_slab must be an open manager or a SharedSlab, not {type(source).__name__}")
+        self._is_bare = slab is source
+        self._slab = slab
         self._registry = weakref.ref(registry)
 
     @property
@@ -81,15 +84,18 @@ class SlabCollector(Collector):
         """Everything once; None where no slab is live. Sums never fall, though they need not be of one instant."""
         slab = self._slab
         counters, histograms = slab._counter_sums(), slab._histogram_sums()
-        if not (counters and histograms):
-            return None
         words = {word: slab._word(word) for word in Word}
+        mapping = slab._mapping
+        # 1. The slab is unlinked: all that was read above is 0. 2. That is shown: every counter seems to be reset.
+        # Hence this look afterwards: a mapping that is retired still has no successor.
+        if mapping.retired:
+            return None
         return Reading(
             is_bare=self._is_bare,
             counters=counters,
             histograms=histograms,
             words=words,
-            totals=slab._mapping.totals(),
+            totals=mapping.totals(),
             config=slab.config,
             now_ns=time.monotonic_ns(),
         )
@@ -107,6 +113,7 @@ def register(manager_or_slab: SharedSlab | HasSlab, registry: CollectorRegistry 
         The collector; its ``unregister()`` takes it out again.
 
     Raises:
+        TypeError: it is neither.
         ValueError: the registry exports another slab, or another's series of the same names: give this one a registry
             of its own.
     """

@@ -237,7 +237,9 @@ _SLAB: Final = (
 
 _FLIGHTS: Final = (
     _counter("llm_edge_cache_computations_total", "Calls of the provider.", _count(Counter.COMPUTATIONS)),
-    _counter("llm_edge_cache_compute_errors_total", "Of these, failed ones.", _count(Counter.COMPUTE_ERRORS)),
+    _counter(
+        "llm_edge_cache_compute_errors_total", "Calls of the provider that failed.", _count(Counter.COMPUTE_ERRORS)
+    ),
     _counter(
         "llm_edge_cache_coalesced_total",
         "Callers served by a computation they did not start.",
@@ -333,7 +335,9 @@ _REDIS: Final = (
         "1 while Redis is left alone after failures, else 0.",
         lambda reading: float(reading.words[Word.BREAKER] >= _BREAKER_OPEN),
     ),
-    _counter("llm_edge_cache_breaker_opened_total", "How often that began.", _count(Counter.BREAKER_OPENED)),
+    _counter(
+        "llm_edge_cache_breaker_opened_total", "How often Redis began to be left alone.", _count(Counter.BREAKER_OPENED)
+    ),
     _gauge("llm_edge_cache_l2_size_age_seconds", "Time since L2's size was sampled.", _age(Word.L2_SIZED_AT)),
 )
 
