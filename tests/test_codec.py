@@ -45,6 +45,7 @@ def reason_of(data: bytes) -> str:
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=50)
 integers = st.integers(-(2**63), 2**64 - 1)
+counts = st.integers(0, 2**63 - 1)
 values = st.recursive(
     st.none() | st.booleans() | integers | st.floats(allow_nan=False) | texts | st.binary(max_size=20),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
@@ -55,7 +56,7 @@ responses = st.builds(
     CachedResponse,
     texts,
     texts,
-    st.none() | st.builds(TokenUsage, integers, integers, integers),
+    st.none() | st.builds(TokenUsage, counts, counts, counts),
     times,
     raw=values,
     finish_reason=st.none() | texts,
@@ -213,6 +214,7 @@ def nested(levels: int) -> Any:
         (TypeError, Entry(CachedResponse("a", "m", cached_at="now"))),  # type: ignore[arg-type]
         (TypeError, Entry(CachedResponse("a", "m", TokenUsage(1, 2, 3.5)))),  # type: ignore[arg-type]
         (TypeError, Entry(CachedResponse("a", "m", TokenUsage(True, 2, 3)))),
+        (TypeError, Entry(CachedResponse("a", "m", TokenUsage(1, -2, 3)))),
         (TypeError, Entry(CachedResponse("a", "m", raw=object()))),
         (TypeError, Entry(CachedResponse("a", "m", metadata={1: 2}))),  # type: ignore[dict-item]
         (TypeError, Entry(CachedResponse("a", "m"), "soon")),  # type: ignore[arg-type]

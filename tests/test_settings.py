@@ -91,7 +91,7 @@ def test_every_field_of_the_first_tier_has_its_variable() -> None:
 def test_the_slab_of_a_part_takes_its_other_fields_from_the_slab_s_defaults() -> None:
     found = load_settings(_environ(L1_MEMORY="16MiB"))
     assert found.slab.config == SlabConfig(memory_bytes=16 << 20)
-    assert found.l1 == L1Config(memory_bytes=16 << 20)
+    assert found.l1 == L1Config(memory_bytes=16 << 20, max_capacity=16 << 10)  # so that both make the same slab
 
 
 def test_none_switches_expiry_off() -> None:

@@ -138,6 +138,14 @@ class Core:
             )
         return L1Hit(response)
 
+    def count_saved(self, entry: Entry) -> None:
+        """Count what a computation that was not needed would have cost."""
+        count, tokens = self.slab._count, entry.response.tokens
+        count(_TIME_SAVED, entry.microseconds)
+        if tokens is not None:
+            count(_PROMPT_SAVED, tokens.prompt_tokens)
+            count(_COMPLETION_SAVED, tokens.completion_tokens)
+
     def _missed(self, key: bytes, start: int, entry: Entry | None, *, is_unverified: bool = False) -> Look:
         self._record(_L1_MISSES, _L1_TIMES, start)
         begun = self.begin(key)
@@ -208,6 +216,7 @@ class Core:
         found = yield from self._tier.read(look.key)
         if isinstance(found, Found):
             self.promote(look, found)
+            self.count_saved(found.entry)
             return _MISS if found.entry.is_negative else L2Hit(found.entry.response)
         if found is not None and look.is_unverified and look.entry is not None and not look.entry.is_negative:
             return L1Hit(look.entry.response)  # Redis did not answer: better this than nothing

@@ -33,7 +33,7 @@ from llm_edge_cache.errors import ComputeError
 from llm_edge_cache.flight import Flights, Lead, Running
 from llm_edge_cache.invalidation import Invalidator
 from llm_edge_cache.keys import tier_key
-from llm_edge_cache.lookup import CacheHealthStatus, LookupResult, MetricsSnapshot, Miss, Served
+from llm_edge_cache.lookup import CacheHealthStatus, LookupResult, MetricsSnapshot, Miss, Served, Source
 from llm_edge_cache.model import CacheableRequest, CachedResponse
 from llm_edge_cache.redis_client import RedisClient, parse_redis_url
 from llm_edge_cache.redis_tier import Busy, Found, Leased, RedisTier, Unanswered
@@ -214,7 +214,7 @@ class Engine:
         entry, look = self.core.peek(key)
         if entry is not None:
             self.slab._count(Counter.COALESCED)
-            return _served(entry, "coalesced")
+            return self._served(entry, "coalesced")
         try:
             if self.flights.left_nothing(flight):
                 return (yield from self._compute(Lead(key, -1, 0), self.core.begin(key), options))
@@ -239,15 +239,15 @@ class Engine:
         entry, look = self.core.peek(lead.key)
         if entry is not None:
             self.slab._count(Counter.COALESCED)
-            return _served(entry, "coalesced")
+            return self._served(entry, "coalesced")
         found = yield from self._claim(lead)
         if isinstance(found, Found):
             if not found.is_stale:
                 self.core.promote(look, found)
-                return _served(found.entry, "l2")
+                return self._served(found.entry, "l2")
             look = look._replace(entry=found.entry)
         elif isinstance(found, Unanswered) and look.is_unverified and look.entry is not None:
-            return _served(look.entry, "l1")
+            return self._served(look.entry, "l1")
         try:
             return (yield from self._compute(lead, self.core.begin(lead.key), options))
         except Exception as error:
@@ -329,7 +329,11 @@ class Engine:
         if entry is None or not _is_within(entry, options.stale_if_error):
             return None
         self.slab._count(Counter.STALE_ERROR)
-        return _served(entry, "stale")
+        return self._served(entry, "stale")
+
+    def _served(self, entry: Entry, source: Source) -> Served:
+        self.core.count_saved(entry)
+        return Served(None if entry.is_negative else entry.response, source)
 
     def stale_while_revalidating(self, look: Look, options: FetchOptions) -> Served | None:
         """Return the stale value that may be served while it is computed anew; None where there is none."""
@@ -337,7 +341,7 @@ class Engine:
         if entry is None or not _is_within(entry, options.stale_while_revalidate):
             return None
         self.slab._count(Counter.STALE_REVALIDATE)
-        return _served(entry, "stale")
+        return self._served(entry, "stale")
 
     # ---- looking in from outside ----
 
@@ -381,10 +385,20 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def _open_slab(l1: L1Config) -> SharedSlab:
-    is_default = l1 is DEFAULT_L1
-    if is_default and SharedSlab.exists(l1.name):
-        return SharedSlab(l1.name)
-    return SharedSlab(l1.name, l1.slab_config())
+    """Open the slab of a configuration; where one of the same size is live, that one.
+
+    What lives how long is this process's own business: every value is stored with its lives. And who says nothing of
+    the size takes what is there, as a worker does whose master made the slab.
+    """
+    wanted = l1.slab_config()
+    if SharedSlab.exists(l1.name):
+        slab = SharedSlab(l1.name)
+        is_default = (l1.max_capacity, l1.memory_bytes) == (DEFAULT_L1.max_capacity, DEFAULT_L1.memory_bytes)
+        live = slab.config
+        if is_default or (live.max_entries, live.memory_bytes) == (wanted.max_entries, wanted.memory_bytes):
+            return slab
+        slab.close()
+    return SharedSlab(l1.name, wanted)
 
 
 def _client(kind: Callable[..., Any], target: RedisTarget, l2: L2Config) -> Any:
@@ -393,10 +407,6 @@ def _client(kind: Callable[..., Any], target: RedisTarget, l2: L2Config) -> Any:
         "connection_timeout": l2.connection_timeout_ms / 1000,
     }
     return kind(target, **seconds)
-
-
-def _served(entry: Entry, source: Any) -> Served:
-    return Served(None if entry.is_negative else entry.response, source)
 
 
 def _is_within(entry: Entry, seconds: float) -> bool:

@@ -82,8 +82,11 @@ def _l1(counter: Counter, field: str) -> Source:
 
 
 def _requests(reading: Reading) -> float:
-    totals = reading.totals
-    return totals["hits"] + totals["misses"] if reading.is_bare else reading.counters[Counter.REQUESTS]
+    """Every request looks into L1 first, and once."""
+    totals, counters = reading.totals, reading.counters
+    if reading.is_bare:
+        return totals["hits"] + totals["misses"]
+    return counters[Counter.L1_HITS] + counters[Counter.L1_MISSES]
 
 
 def _l2_size(word: Word) -> Source:

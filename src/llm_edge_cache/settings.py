@@ -154,6 +154,8 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         if variable.name in environ:
             fields[variable.record][variable.field] = _read(variable, environ[variable.name])
     slab_fields = {_SLAB_FIELDS[field]: value for field, value in fields["l1"].items() if field in _SLAB_FIELDS}
+    if "memory_bytes" in fields["l1"]:  # the slab's own rule: a large memory for 1,000 entries helps nobody
+        fields["l1"].setdefault("max_capacity", SlabConfig(memory_bytes=fields["l1"]["memory_bytes"]).max_entries)
     l1 = _fit_together(L1Config, fields["l1"], environ)
     slab_config = _fit_together(SlabConfig, slab_fields, environ) if slab_fields else None
     l2 = L2Config(**fields["l2"])  # checked also when no Redis is named: a bad value is an error at once
