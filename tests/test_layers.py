@@ -37,6 +37,7 @@ ORDER = [
     "keys",
     "codec",
     "__init__",
+    "gateway",
     "workers",
 ]
 
