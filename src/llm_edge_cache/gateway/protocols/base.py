@@ -111,6 +111,8 @@ class StreamJudge(ABC):
             frame = frame.removeprefix(BOM)
             self._is_first = False
         event = parse_frame(frame)
+        if not event.is_text:
+            self._void("unparsable")
         if event.data is None:
             return
         if event.data == b"[DONE]":

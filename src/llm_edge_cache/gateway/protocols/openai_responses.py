@@ -19,7 +19,8 @@ from llm_edge_cache.model import TokenUsage
 __all__ = ["OpenAIResponses"]
 
 _COMPLETE: Final = ("completed", "complete")  # the latter is not OpenAI's
-_END_EVENTS: Final = ("response.completed", "response.incomplete", "response.failed", "response.cancelled")
+_FAILURE_EVENTS: Final = ("response.failed", "response.cancelled")
+_END_EVENTS: Final = ("response.completed", "response.incomplete", *_FAILURE_EVENTS)
 
 
 class OpenAIResponses(OpenAIProtocol):
@@ -59,8 +60,8 @@ class _ResponsesStreamJudge(StreamJudge):
             has_answer = _has_answer(response.get("output") or self._items)
             self._verdict = verdict = _judge_response(response, self._cut_reasons, has_answer)
             self.usage, self.model, self.finish_reason = verdict.usage, verdict.model, verdict.finish_reason
-            if kind != "response.completed" and verdict.storable:
-                self._void("incomplete")  # the event says one thing and the object another
+            if kind in _FAILURE_EVENTS:
+                self._void("error")
 
     def _conclude(self) -> Reason:
         return "incomplete" if self._verdict is None else self._verdict.reason

@@ -92,10 +92,14 @@ class Event(NamedTuple):
     """The `event` field; empty where there is none."""
     data: bytes | None
     """The `data` fields, joined by LF; None where there is none: such a frame is no event for anybody."""
+    is_text: bool
+    """False if it is no UTF-8: some readers break at that, others pass over it."""
 
 
 def parse_frame(frame: bytes) -> Event:
     """Return what a frame says. Comments, ids, retry times and unknown fields say nothing here.
+
+    The bytes of the one-line shape are not checked to be UTF-8: whoever parses the data does that.
 
     Args:
         frame: as the splitter cut it, or as it was left without an empty line; without the stream's `BOM`.
@@ -106,7 +110,7 @@ def parse_frame(frame: bytes) -> Event:
         and frame.find(b"\n") == len(frame) - 2
         and b"\r" not in frame
     ):
-        return Event(b"", frame[6:-2])  # the shape of nearly all frames: one line of data
+        return Event(b"", frame[6:-2], True)  # the shape of nearly all frames: one line of data
     name = b""
     data = []
     for line in _END_OF_LINE.split(frame):
@@ -115,4 +119,12 @@ def parse_frame(frame: bytes) -> Event:
             data.append(value.removeprefix(b" "))
         elif field == b"event":
             name = value.removeprefix(b" ")
-    return Event(name, b"\n".join(data) if data else None)
+    return Event(name, b"\n".join(data) if data else None, _is_utf8(frame))
+
+
+def _is_utf8(frame: bytes) -> bool:
+    try:
+        frame.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
