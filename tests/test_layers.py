@@ -62,6 +62,7 @@ ORDER = [
     "series",
     "metrics",
     "__init__",
+    "gateway",
     "workers",
 ]
 

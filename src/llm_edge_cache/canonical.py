@@ -39,7 +39,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-__all__ = ["ENCODING_VERSION", "MAX_DEPTH", "RequestFields", "encode_request", "temperature_text"]
+__all__ = ["ENCODING_VERSION", "MAX_DEPTH", "RequestFields", "encode_json", "encode_request", "temperature_text"]
 
 ENCODING_VERSION: Final = 1
 """The array's first element. Any change to what is above needs the next number, and makes every key a new one."""
@@ -109,6 +109,27 @@ def encode_request(request: RequestFields) -> bytes:
         # What the walks do not look for, since the encoder cannot miss it: either it can be rebuilt, or this raises
         # again and names the place.
         return _encode((ENCODING_VERSION, *_normal_fields(request, heat)))
+
+
+def encode_json(value: object, name: str) -> bytes:
+    """Return the canonical encoding of one JSON value: the same normal form, but no field is special, none is rounded.
+
+    An encoding ends where its value ends, so several of them one after another are as unambiguous as one.
+
+    Args:
+        value: what a JSON parser returns; at most `MAX_DEPTH` containers inside one another.
+        name: what error messages call it.
+
+    Raises:
+        TypeError: something inside is no JSON value; the message names its place and type.
+        ValueError: NaN, an infinity, a lone surrogate, or nested too deep.
+    """
+    if _are_plain((value,), MAX_DEPTH):
+        try:
+            return _encode(value)
+        except (OverflowError, TypeError, UnicodeEncodeError):
+            pass  # as in encode_request
+    return _encode(_normal(value, (name,), MAX_DEPTH))
 
 
 @functools.lru_cache(maxsize=1024)
