@@ -240,7 +240,7 @@ class Engine:
         if entry is not None:
             self.slab._count(Counter.COALESCED)
             return self._served(entry, "coalesced")
-        found = yield from self._claim(lead)
+        found = yield from self.claim(lead)
         if isinstance(found, Found):
             if not found.is_stale:
                 self.core.promote(look, found)
@@ -257,7 +257,7 @@ class Engine:
             self.flights.tell_failure(lead, error)
             return stale
 
-    def _claim(self, lead: Lead) -> Steps[Found | Unanswered | None]:
+    def claim(self, lead: Lead) -> Steps[Found | Unanswered | None]:
         """Look in L2, and take the lease there. Waits while another host computes the value.
 
         Returns:
@@ -295,15 +295,16 @@ class Engine:
                 require_response(response)
         except BaseException:
             self.slab._count(Counter.COMPUTE_ERRORS)
-            self._release(lead)
+            self.release(lead)
             raise
         self.slab._record(Counter.COMPUTATIONS, Histogram.COMPUTE, start)
         microseconds = (time.monotonic_ns() - start) // 1000
         entry = negative_entry(microseconds) if response is None else Entry(response, microseconds=microseconds)
-        self._keep(lead, begun, entry, options)
+        self.keep(lead, begun, entry, options)
         return Served(response, "computed")
 
-    def _keep(self, lead: Lead, begun: Begun, entry: Entry, options: FetchOptions) -> None:
+    def keep(self, lead: Lead, begun: Begun, entry: Entry, options: FetchOptions) -> bool:
+        """Store what a flight computed. Returns whether it is in L1 or on its way to L2."""
         l1_ttl, l2_ttl = options.l1_ttl, options.l2_ttl
         if entry.is_negative:
             l1_ttl = l2_ttl = options.negative_ttl
@@ -313,13 +314,15 @@ class Engine:
         is_kept, write = self.core.keep(lead.key, begun, entry, lives, options.tags, lease=lead.lease or b"")
         is_overtaken = not is_kept and self.core.has_overtaken(begun, lead.key, options.tags)
         if is_overtaken:
-            self._release(lead)
-        elif write is not None and self.queue is not None:
-            self.queue.put(write)
-        elif not is_kept:
+            self.release(lead)
+            return False
+        if write is not None and self.queue is not None:
+            return self.queue.put(write) or is_kept
+        if not is_kept:
             self.flights.tell_uncacheable(lead)
+        return is_kept
 
-    def _release(self, lead: Lead) -> None:
+    def release(self, lead: Lead) -> None:
         """Give the lease up, if there is one, so that another host computes at once."""
         if lead.lease is not None and self.queue is not None:
             self.queue.put(Release(lead.key, lead.lease))

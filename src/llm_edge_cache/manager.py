@@ -111,7 +111,7 @@ class CacheManager:
         found = self._engine.lookup(request)
         if not isinstance(found, Look):
             return found
-        result: LookupResult = await self._perform(self._core.lookup_l2(found))
+        result: LookupResult = await self.perform(self._core.lookup_l2(found))
         return result
 
     async def store(
@@ -238,7 +238,7 @@ class CacheManager:
         if self._engine.tier is None:
             return 0
         with contextlib.suppress(RedisTrouble):
-            await self._perform(self._engine.measure_l2())
+            await self.perform(self._engine.measure_l2())
         return self._engine.slab._word(Word.L2_ENTRIES)
 
     @property
@@ -275,7 +275,7 @@ class CacheManager:
                 self._engine.slab._count(Counter.COALESCED)
             return flight
         steps = self._engine.fetch(look.key, options)
-        task = asyncio.get_running_loop().create_task(self._perform(steps, compute))
+        task = asyncio.get_running_loop().create_task(self.perform(steps, compute))
         flight = _LocalFlight(task, look.begun, options.tags)
         state.flights[look.key] = flight
         state.tasks.add(task)
@@ -291,9 +291,15 @@ class CacheManager:
         return flight
 
     async def _invalidate(self, what: Invalidation) -> None:
-        await self._perform(self._engine.invalidator.invalidate(what))
+        await self.perform(self._engine.invalidator.invalidate(what))
 
-    async def _perform(self, steps: Steps[Any], compute: AsyncCompute | None = None) -> Any:
+    @property
+    def engine(self) -> Engine:
+        """This process's part of the cache, for what is built on it."""
+        return self._engine
+
+    async def perform(self, steps: Steps[Any], compute: AsyncCompute | None = None) -> Any:
+        """Run an operation of the engine on this event loop."""
         if not self._engine.is_open:
             await self.open()
         call = None if compute is None else _awaiting(compute)
