@@ -63,6 +63,7 @@ ORDER = [
     "metrics",
     "__init__",
     "gateway",
+    "cli",
     "workers",
 ]
 
