@@ -65,6 +65,7 @@ ORDER = [
     "gateway",
     "cli",
     "workers",
+    "__main__",
 ]
 
 

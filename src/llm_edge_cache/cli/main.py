@@ -7,12 +7,12 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from llm_edge_cache.cli import serve
+from llm_edge_cache.cli import demo, serve
 from llm_edge_cache.errors import CacheError
 
 __all__ = ["main"]
 
-_GROUPS = (serve,)
+_GROUPS = (serve, demo)
 _INTERRUPTED = 130
 
 
