@@ -34,8 +34,8 @@ def _processes_of(pid: int) -> list[str]:
 
 
 def test_it_shows_a_table_of_cross_worker_hits_and_leaves_nothing_behind() -> None:
-    process = subprocess.Popen([*COMMAND, "--exit", "--requests", "24"], stdout=subprocess.PIPE, text=True)
-    printed, _ = process.communicate(timeout=100)
+    with subprocess.Popen([*COMMAND, "--exit", "--requests", "24"], stdout=subprocess.PIPE, text=True) as process:
+        printed, _ = process.communicate(timeout=100)
     assert process.returncode == 0, printed
     rows = re.findall(r"^ +\d+  .+\?  +\d+ ", printed, re.MULTILINE)
     assert len(rows) == 24, printed
@@ -48,27 +48,27 @@ def test_it_shows_a_table_of_cross_worker_hits_and_leaves_nothing_behind() -> No
     assert _processes_of(process.pid) == []
 
 
-def test_the_gateway_stays_up_until_it_is_interrupted() -> None:
-    process = subprocess.Popen([*COMMAND, "--requests", "4"], stdout=subprocess.PIPE, text=True)
+def _printed_until_up(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     printed = ""
     while "Ctrl-C ends it" not in printed:
         line = process.stdout.readline()
         assert line, printed
         printed += line
-    url = re.search(r"curl -si (http://\S+/chat/completions)", printed)
-    assert url is not None
-    request = urllib.request.Request(
-        url[1],
-        b'{"model": "stand-in", "messages": [{"role": "user", "content": "Hello?"}]}',
-        {"content-type": "application/json"},
-    )
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        assert answer.headers["x-cache"] == "MISS"
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        assert answer.headers["x-cache"] == "HIT"
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 0
+    return printed
+
+
+def test_the_gateway_stays_up_until_it_is_interrupted() -> None:
+    with subprocess.Popen([*COMMAND, "--requests", "4"], stdout=subprocess.PIPE, text=True) as process:
+        url = re.search(r"curl -si (http://\S+/chat/completions)", _printed_until_up(process))
+        assert url is not None
+        body = b'{"model": "stand-in", "messages": [{"role": "user", "content": "Hello?"}]}'
+        request = urllib.request.Request(url[1], body, {"content-type": "application/json"})
+        for expected in ("MISS", "HIT"):
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                assert answer.headers["x-cache"] == expected
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
     deadline = time.monotonic() + 10
     while _processes_of(process.pid) and time.monotonic() < deadline:
         time.sleep(0.05)
