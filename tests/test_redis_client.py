@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from fault_proxy import FaultProxy
+from redis.utils import HIREDIS_AVAILABLE
 from redis_faces import AsyncFace, Face, make_face
 from redis_servers import RedisServer, wait_for
 
@@ -31,6 +32,8 @@ ECHO = LuaScript("return {KEYS[1], ARGV[1]}")
 PUT = LuaScript("return redis.call('SET', KEYS[1], ARGV[1])")
 
 MakeFace = Callable[..., Face]
+
+no_leniency = pytest.mark.skipif(not HIREDIS_AVAILABLE, reason="redis-py's own parser takes it for an empty value")
 
 
 @pytest.fixture(params=["threads", "asyncio"])
@@ -467,7 +470,7 @@ def test_a_server_that_refuses_for_a_while(make: MakeFace, fault_proxy: FaultPro
     [
         b"HTTP/1.1 400 Bad Request\r\n\r\n",
         b"\x00\xff\xfe\x80" * 100,
-        b"$-7\r\n",
+        pytest.param(b"$-7\r\n", marks=no_leniency),
         b"$99999999999999999999\r\n",
         b"*1000000000000\r\n",
         b"-MOVED nonsense\r\n",
