@@ -174,8 +174,9 @@ class AsyncLink(aio.AbstractConnection):
 
     async def is_sound(self) -> bool:
         """As Link.is_sound."""
+        look = getattr(self, "can_read", None) or self.can_read_destructive  # its name before redis-py 8
         try:
-            return not await self.can_read()
+            return not await look()
         except exceptions.RedisError:
             return False
 
