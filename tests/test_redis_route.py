@@ -143,6 +143,14 @@ def test_moved_is_followed_and_remembered() -> None:
     assert drive(route.perform(GET), [(THREE, "GET", b"v")]) == b"v"
 
 
+def test_moved_and_ask_are_understood_as_older_redis_py_hands_them_on() -> None:
+    route = learned()
+    slot = key_slot(b"k")
+    moved, ask = ResponseError(f"MOVED {slot} node:3"), ResponseError(f"ASK {slot} node:1")
+    assert drive(route.perform(GET), [(HOLDER, "GET", moved), (THREE, "GET", ask), (ONE, "GET", b"v")]) == b"v"
+    assert drive(route.perform(GET), [(THREE, "GET", ResponseError("MOVED nonsense"))]).reason == "cluster"
+
+
 def test_moved_without_a_host_means_the_same_host() -> None:
     moved = MovedError(f"{key_slot(b'k')} :3")
     assert drive(learned().perform(GET), [(HOLDER, "GET", moved), (THREE, "GET", b"v")]) == b"v"

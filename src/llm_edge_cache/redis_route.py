@@ -224,7 +224,7 @@ class ClusterRoute(Route):
             raise RedisTrouble("cluster", "no node of the Cluster holds this slot")
         for _ in range(_MOST_REDIRECTS):
             try:
-                reply = (yield node, [("ASKING",), wire] if is_asking else [wire])[-1]
+                reply = _with_redirection((yield node, [("ASKING",), wire] if is_asking else [wire])[-1])
             except RedisTrouble:
                 self._distrust(node)
                 raise
@@ -235,7 +235,7 @@ class ClusterRoute(Route):
             node = Node(reply.host or node.host, reply.port)
             if not is_asking:
                 slots[slot] = node
-        if isinstance(reply, exceptions.ClusterDownError):
+        if isinstance(reply, Exception) and reply_trouble(reply, "").reason == "cluster":
             self._slots = []
         return node, [reply]
 
@@ -274,6 +274,16 @@ class ClusterRoute(Route):
         self._known = deque(dict.fromkeys([asked, *filter(None, slots), *self._seeds]))
         self._slots = slots
         return slots
+
+
+def _with_redirection(reply: Any) -> Any:
+    """The same reply; MOVED and ASK as redis-py's exceptions for them, also from versions before 6, which made none."""
+    if type(reply) is exceptions.ResponseError:
+        code, _, rest = str(reply).partition(" ")
+        kind = {"MOVED": exceptions.MovedError, "ASK": exceptions.AskError}.get(code)
+        with contextlib.suppress(ValueError):
+            return kind(rest) if kind else reply
+    return reply
 
 
 _KEYLESS: Final = frozenset({"PING", "SCAN", "INFO", "DBSIZE", "TIME", "ROLE", "CLUSTER", "SCRIPT", "CLIENT", "CONFIG"})
