@@ -323,7 +323,7 @@ static void stop_leaders_everywhere(void)
 
 /* ---- on the way to sleep ---- */
 
-#define WAITER_POINTS 48u           /* some rounds of a wait */
+#define WAITER_POINTS 20u           /* two rounds of a wait */
 
 /* It would sleep on a word that nobody changes or wakes any more. */
 static void look_before_sleep(const void *word)
