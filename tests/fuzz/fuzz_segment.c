@@ -285,7 +285,7 @@ static void fly(struct input *input, const uint8_t *key, uint32_t key_bytes)
     case 1: (void)lec_flight_advance(&world.handle, ticket, number, world.now, 1000000000); break;
     case 2: (void)lec_flight_end(&world.handle, ticket, world.now, 1000000000); break;
     case 3: expect(lec_flight_state(&world.handle, ticket, world.now) >= LEC_FLIGHT_OVER); break;
-    case 4: expect(lec_flight_wait(&world.handle, ticket, (int64_t)number, world.now, 1000) >= LEC_FLIGHT_OVER); break;
+    case 4: expect(lec_flight_wait(&world.handle, ticket, (int64_t)(number & 7), world.now, 1000) >= LEC_FLIGHT_OVER); break;
     case 5: (void)lec_bell_wait(&world.handle, number, 1000); break;
     default: break;
     }
