@@ -177,7 +177,7 @@ def write_record(path: Path, outcomes: list[Outcome], seed: int, started: str) -
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="only mutants whose name or finder has this text")
+    parser.add_argument("--only", default="", help="only mutants whose name, file or finder has this text")
     parser.add_argument("--seed", type=int, default=1, help="of the fuzzer")
     parser.add_argument("--record", type=Path, help="write the outcomes here")
     parser.add_argument(
@@ -185,7 +185,7 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    chosen = [(n, m) for n, m in enumerate(MUTANTS, 1) if arguments.only in m.name or arguments.only in m.finder]
+    chosen = [(n, m) for n, m in enumerate(MUTANTS, 1) if arguments.only in f"{m.name} {m.file} {m.finder}"]
     outcomes = try_all(chosen, arguments.seed, not arguments.skip_unchanged)
     if arguments.record:
         write_record(arguments.record, outcomes, arguments.seed, started)
