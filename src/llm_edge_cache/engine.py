@@ -353,10 +353,12 @@ class Engine:
         sums = self.slab._counter_sums()
         return MetricsSnapshot(*(sums[counter] for counter in Counter if counter <= Counter.REQUESTS))
 
-    def measure_l2(self) -> Steps[Any]:
-        """Estimate what is kept in Redis (`sizing`)."""
+    def measure_l2(self) -> Steps[None]:
+        """Estimate what is kept in Redis (`sizing`), unless it is known to be away."""
         assert self.tier is not None
-        return Sizer(self.slab, self.tier).sample(time.monotonic_ns())
+        if not self.tier.breaker.is_closed():
+            return
+        yield from Sizer(self.slab, self.tier).sample(time.monotonic_ns())
 
     def _send(self, items: list[Item]) -> None:
         assert self.tier is not None

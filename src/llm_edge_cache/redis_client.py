@@ -1,9 +1,12 @@
 """Redis as the cache uses it: every command bounded in time, every failure a RedisTrouble, in two faces.
 
 Connections are kept per server and reused last in, first out; one that failed, timed out or was abandoned in the middle
-is closed. Nothing is repeated, with one exception: a kept connection that turns out to be closed (the server was
-restarted) is replaced by a fresh one at once, within the same time. So a command may have been carried out although its
-answer got lost, and be carried out again: all commands of the cache can bear that.
+is closed. A failure closes the idle ones to that server as well: where a peer is gone without a word, each would cost a
+timeout of its own, long after the server is back.
+
+Nothing is repeated, with one exception: a kept connection that turns out to be closed (the server was restarted) is
+replaced by a fresh one at once, within the same time. So a command may have been carried out although its answer got
+lost, and be carried out again: all commands of the cache can bear that.
 """
 
 from __future__ import annotations
@@ -72,11 +75,12 @@ class _Idle(Generic[_AnyLink]):
     def put(self, link: _AnyLink, is_blocking: bool) -> None:
         self._links[link.node, is_blocking].append(link)
 
-    def drain(self) -> list[_AnyLink]:
-        """Take out all."""
+    def drain(self, node: Node | None = None) -> list[_AnyLink]:
+        """Take out all, or all to one server."""
         drained: list[_AnyLink] = []
         for key in list(self._links):
-            drained += self._links.pop(key, [])
+            if node is None or key[0] == node:
+                drained += self._links.pop(key, [])
         return drained
 
 
@@ -259,6 +263,8 @@ class RedisClient(_ClientBase[Link]):
             replies = link.exchange(packed, count, deadline)
         except Exception as error:
             link.disconnect()
+            for other in self._idle.drain(link.node):
+                other.disconnect()
             return error
         except BaseException:
             link.disconnect()
@@ -360,8 +366,12 @@ class AsyncRedisClient(_ClientBase[AsyncLink]):
                 async with self._permits:
                     return await self._converse(node, packed, len(wires), False)
         except asyncio.TimeoutError:
-            pass
+            await self._drop_idle(node)
         raise link_trouble(TimeoutError(), str(node))
+
+    async def _drop_idle(self, node: Node) -> None:
+        for link in self._idle.drain(node):
+            await link.drop()
 
     async def _converse(self, node: Node, packed: Sequence[bytes], count: int, is_blocking: bool) -> list[Any]:
         if self._is_closed:
@@ -388,6 +398,7 @@ class AsyncRedisClient(_ClientBase[AsyncLink]):
             replies = await link.exchange(packed, count)
         except Exception as error:
             await link.drop()
+            await self._drop_idle(link.node)
             return error
         except BaseException:
             await link.drop()

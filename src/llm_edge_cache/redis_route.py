@@ -111,7 +111,7 @@ class Route:
             raise reply_trouble(reply, str(node))
         return reply
 
-    def _ask_shard(self, command: Call) -> Steps:
+    def _ask_shard(self, _: Call) -> Steps:
         """Steps that ask another server than the first; there is none."""
         yield from ()
 
