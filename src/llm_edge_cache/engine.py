@@ -364,9 +364,13 @@ class Engine:
         assert self.tier is not None
         perform(write_all(self.tier, self.slab, items), self.world())
 
-    def world(self, compute: Callable[[], object] | None = None) -> World:
+    def world(self, compute: Callable[[], object] | None = None, until: float | None = None) -> World:
         """Return what performs steps in a thread."""
-        return World(self.redis, self._wait, compute)
+        return World(self.redis, self._wait, compute, until)
+
+    def end_of_operation(self) -> float:
+        """Return when a look-up that begins now stops waiting for Redis, however many commands it takes."""
+        return time.monotonic() + (0.0 if self.l2 is None else self.l2.operation_timeout_ms / 1000)
 
     def _wait(self, flight: WaitForFlight) -> None:
         self.flights.wait(Running(flight.record, flight.token), flight.seconds)

@@ -139,6 +139,10 @@ class _ClientBase(Generic[_AnyLink]):
         return RedisTrouble("connection", f"the client for {self.target.where} is closed")
 
 
+def _earlier(end: float, other: float | None) -> float:
+    return end if other is None or end < other else other
+
+
 def _is_worth_a_fresh_link(outcome: object) -> bool:
     # Not a timeout, and not a refusal (wrong password, still loading), which redis-py makes subclasses of this.
     return type(outcome) is exceptions.ConnectionError
@@ -170,13 +174,14 @@ class RedisClient(_ClientBase[Link]):
         for link in inherited.drain():
             link.disconnect()  # redis-py shuts down only what this process opened, and closes the rest
 
-    def run(self, command: Command, *, blocking: float = 0.0) -> Any:
+    def run(self, command: Command, *, blocking: float = 0.0, until: float | None = None) -> Any:
         """Carry out a command.
 
         Args:
             command: A Call, a Script or a Batch.
             blocking: Seconds for which the server was asked to wait (XREAD BLOCK). They are granted on top of the
                 operation timeout, on a connection apart from the others'.
+            until: Reading of `time.monotonic` at which it ends at the latest, where several share one time.
 
         Returns:
             The reply (bytes, int, None, or a list); for a Batch a list of them, a RedisTrouble in the place of one that
@@ -186,7 +191,8 @@ class RedisClient(_ClientBase[Link]):
             RedisTrouble: It was not answered, or with an error.
             TypeError: An argument is neither bytes, str nor int.
         """
-        return self._drive(self._route.perform(command), self._operation_timeout + blocking, blocking > 0)
+        end = time.monotonic() + self._operation_timeout + blocking
+        return self._drive(self._route.perform(command), _earlier(end, until), blocking > 0)
 
     def connect(self) -> None:
         """Find the server and have it answer a PING, within the connection timeout.
@@ -194,7 +200,7 @@ class RedisClient(_ClientBase[Link]):
         Raises:
             RedisTrouble: It did not.
         """
-        self._drive(self._route.greet(), self._connection_timeout, False)
+        self._drive(self._route.greet(), time.monotonic() + self._connection_timeout, False)
 
     def close(self) -> None:
         """Close every connection, one in use as soon as its command has ended. Further commands are refused."""
@@ -208,8 +214,7 @@ class RedisClient(_ClientBase[Link]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _drive(self, steps: Steps, timeout: float, is_blocking: bool) -> Any:
-        deadline = time.monotonic() + timeout
+    def _drive(self, steps: Steps, deadline: float, is_blocking: bool) -> Any:
         try:
             node, wires = next(steps)
             while True:
@@ -304,7 +309,7 @@ class AsyncRedisClient(_ClientBase[AsyncLink]):
         _inherited.append(self._idle)
         self._start()
 
-    async def run(self, command: Command, *, blocking: float = 0.0) -> Any:
+    async def run(self, command: Command, *, blocking: float = 0.0, until: float | None = None) -> Any:
         """As RedisClient.run.
 
         Raises:
@@ -312,7 +317,8 @@ class AsyncRedisClient(_ClientBase[AsyncLink]):
             RuntimeError: The client belongs to another event loop.
             TypeError: An argument is neither bytes, str nor int.
         """
-        return await self._drive(self._route.perform(command), self._operation_timeout + blocking, blocking > 0)
+        end = time.monotonic() + self._operation_timeout + blocking
+        return await self._drive(self._route.perform(command), _earlier(end, until), blocking > 0)
 
     async def connect(self) -> None:
         """As RedisClient.connect.
@@ -320,7 +326,7 @@ class AsyncRedisClient(_ClientBase[AsyncLink]):
         Raises:
             RedisTrouble: No server answered in time.
         """
-        await self._drive(self._route.greet(), self._connection_timeout, False)
+        await self._drive(self._route.greet(), time.monotonic() + self._connection_timeout, False)
 
     async def close(self) -> None:
         """As RedisClient.close."""
@@ -335,8 +341,8 @@ class AsyncRedisClient(_ClientBase[AsyncLink]):
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _drive(self, steps: Steps, timeout: float, is_blocking: bool) -> Any:
-        deadline = self._own_loop().time() + timeout
+    async def _drive(self, steps: Steps, until: float, is_blocking: bool) -> Any:
+        deadline = self._own_loop().time() + until - time.monotonic()  # some loops have a clock of their own
         try:
             node, wires = next(steps)
             while True:
