@@ -106,6 +106,7 @@ _BY_CODE: Final[dict[str, Reason]] = {
     "NOPERM": "auth",
     "OOM": "oom",
     "READONLY": "readonly",
+    "UNBLOCKED": "readonly",  # it became a replica while XREAD waited
     "LOADING": "loading",
     "BUSY": "loading",
     "MASTERDOWN": "loading",
