@@ -17,7 +17,7 @@ from llm_edge_cache.effects import Steps
 from llm_edge_cache.errors import CacheError
 from llm_edge_cache.invalidation import TAG_SECONDS, TOMBSTONE_SECONDS, applied
 from llm_edge_cache.redis_client import Batch, Call, RedisTrouble, Script
-from llm_edge_cache.redis_records import RAISE, pack_id, stream_id, text_of_id
+from llm_edge_cache.redis_records import RAISE, pack_id, parse_id, stream_id, text_of_id
 from llm_edge_cache.redis_tier import RedisTier
 from llm_edge_cache.regions import Counter
 
@@ -170,7 +170,7 @@ def _keep_tag(tier: RedisTier, tag: str, begin: int) -> Steps[None]:
     newest.
     """
     name = tier.names.tag(tag)
-    if (yield from tier.ask(Call((b"EXISTS", name)))):
+    if parse_id((yield from tier.get(name))) is not None:
         return
     since = (b"XRANGE", tier.names.events, b"(" + stream_id(begin), b"+", b"COUNT", _LONGEST_LOOK_BACK)
     later = yield from tier.ask(Call(since))

@@ -362,18 +362,24 @@ class Engine:
         counts = {field: sums[Counter[field.upper()]] for field in MetricsSnapshot.__struct_fields__ if field != _TOTAL}
         return MetricsSnapshot(**counts, total_requests=counts["l1_hits"] + counts["l1_misses"])
 
-    def measure_l2(self) -> Steps[Any]:
-        """Estimate what is kept in Redis (`sizing`)."""
+    def measure_l2(self) -> Steps[None]:
+        """Estimate what is kept in Redis (`sizing`), unless it is known to be away."""
         assert self.tier is not None
-        return Sizer(self.slab, self.tier).sample(time.monotonic_ns())
+        if not self.tier.breaker.is_closed():
+            return
+        yield from Sizer(self.slab, self.tier).sample(time.monotonic_ns())
 
     def _send(self, items: list[Item]) -> None:
         assert self.tier is not None
         perform(write_all(self.tier, self.slab, items), self.world())
 
-    def world(self, compute: Callable[[], object] | None = None) -> World:
+    def world(self, compute: Callable[[], object] | None = None, until: float | None = None) -> World:
         """Return what performs steps in a thread."""
-        return World(self.redis, self._wait, compute)
+        return World(self.redis, self._wait, compute, until)
+
+    def end_of_operation(self) -> float:
+        """Return when a look-up that begins now stops waiting for Redis, however many commands it takes."""
+        return time.monotonic() + (0.0 if self.l2 is None else self.l2.operation_timeout_ms / 1000)
 
     def _wait(self, flight: WaitForFlight) -> None:
         self.flights.wait(Running(flight.record, flight.token), flight.seconds)

@@ -111,8 +111,10 @@ class CacheManager:
         found = self._engine.lookup(request)
         if not isinstance(found, Look):
             return found
-        result: LookupResult = await self.perform(self._core.lookup_l2(found))
-        return result
+        if not self._engine.is_open:
+            await self.open()
+        world = AsyncWorld(self._state().redis, self._wait, None, self._engine.end_of_operation())
+        return await perform_async(self._core.lookup_l2(found), world)
 
     async def store(
         self,

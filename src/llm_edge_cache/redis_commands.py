@@ -26,6 +26,8 @@ class Call(msgspec.Struct, frozen=True):
     """One command; its answer is Redis's, as bytes, int, None or a list of these."""
 
     args: tuple[Argument, ...]
+    shard: int = 0
+    """For a command without a key: which of the servers that hold a part each; None answers where there is none."""
 
 
 class LuaScript:
@@ -47,7 +49,7 @@ class Script(msgspec.Struct, frozen=True):
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """Commands that do not depend on each other: one round trip on a single server, one by one on a Cluster.
+    """Commands that do not depend on each other: one round trip to each server that holds one of their keys.
 
     No transaction. A script that the server has not seen is run after the others, in a second round trip.
     """
@@ -66,14 +68,26 @@ class RedisTrouble(CacheError):  # noqa: N818 - a state of the world more than a
     a slot could not be traced), "oom" (its memory is full), "readonly" (a replica), "response" (any other error).
     """
 
-    def __init__(self, reason: Reason, message: str) -> None:
+    def __init__(self, reason: Reason, message: str, code: str = "") -> None:
         super().__init__(message)
         self.reason: Final = reason
+        self.code: Final = code
+        """The first word of the error that Redis answered with; empty when it answered none."""
 
     @property
     def is_outage(self) -> bool:
         """The server cannot serve; otherwise it answers, and only this command failed."""
-        return self.reason in _OUTAGES
+        return self.reason in _OUTAGES and not self.is_denied
+
+    @property
+    def is_denied(self) -> bool:
+        """The user may not use this command or this key; others may well work."""
+        return self.code == "NOPERM"
+
+    @property
+    def is_wrong_type(self) -> bool:
+        """Under the key lies what cannot be ours: a list, a hash ..."""
+        return self.code == "WRONGTYPE"
 
 
 _MEANING: Final[dict[Reason, str]] = {
@@ -92,6 +106,7 @@ _BY_CODE: Final[dict[str, Reason]] = {
     "NOPERM": "auth",
     "OOM": "oom",
     "READONLY": "readonly",
+    "UNBLOCKED": "readonly",  # it became a replica while XREAD waited
     "LOADING": "loading",
     "BUSY": "loading",
     "MASTERDOWN": "loading",
@@ -129,7 +144,7 @@ def reply_trouble(error: BaseException, where: str) -> RedisTrouble:
     """
     code = _BY_CLASS.get(type(error)) or _code_in(str(error))
     reason = _BY_CODE.get(code, "response")
-    return RedisTrouble(reason, f"Redis at {where}: {_MEANING[reason]} ({code})")
+    return RedisTrouble(reason, f"Redis at {where}: {_MEANING[reason]} ({code})", code)
 
 
 def _code_in(text: str) -> str:
