@@ -1,8 +1,8 @@
 """Callers of the cache: both faces behind one, here or in processes of their own, and a provider that counts its calls.
 
-    with crew("asyncio", 4, l1) as workers:
-        calls = [worker.call(provider, callers=50) for worker in workers]
-        outcomes = [outcome for call in calls for outcome in call.result(LIVENESS)]
+with crew("asyncio", 4, l1) as workers:
+    calls = [worker.call(provider, callers=50) for worker in workers]
+    outcomes = [outcome for call in calls for outcome in call.result(LIVENESS)]
 """
 
 from __future__ import annotations
