@@ -70,8 +70,7 @@ class Follower:
         Raises:
             RedisTrouble: Redis did not answer.
         """
-        if not self._has_established:
-            yield from self._establish()
+        yield from self.establish()
         cursor = self._slab._word(Word.CURSOR)
         asked_ns = time.monotonic_ns()
         read = (b"XREAD", b"COUNT", _BATCH, b"BLOCK", BLOCK_MS, b"STREAMS", self._tier.names.events, stream_id(cursor))
@@ -92,8 +91,13 @@ class Follower:
         self._invalidator.apply(what)
         self._slab._count(Counter.INVALIDATED_REMOTE)
 
-    def _establish(self) -> Steps[None]:
-        """Find the place in the stream from which to go on; where that is lost, go on from its end with an empty L1."""
+    def establish(self) -> Steps[None]:
+        """Find the place in the stream from which to go on; where that is lost, go on from its end with an empty L1.
+
+        Done once by whoever is elected, before it follows. Raises as follow() does.
+        """
+        if self._has_established:
+            return
         names, ask = self._tier.names, self._tier.ask
         cursor = self._slab._word(Word.CURSOR)
         has_place = cursor and (yield from ask(Call((b"XRANGE", names.events, stream_id(cursor), stream_id(cursor)))))

@@ -117,14 +117,17 @@ class Upkeep:
         """What a host does while Redis answers."""
         if self._slab._word(Word.UNDELIVERED):
             self._perform(self._invalidator.deliver())
-        if follower.elect(now_ns):
+        is_elected = follower.elect(now_ns)
+        if is_elected:
+            self._perform(follower.establish())
+        if self._slab._word(Word.CURSOR):  # whoever waits for that need not wait for news
+            self._established.set()
+        if is_elected:
             self._perform(follower.follow())
             if self._sizer is not None and self._sizer.is_due(now_ns):
                 self._perform(self._sizer.sample(now_ns))
         else:
             self._stop.wait(_TICK_SECONDS)
-        if self._slab._word(Word.CURSOR):
-            self._established.set()
 
     def _renew_if_due(self) -> None:
         now_ns = time.monotonic_ns()
