@@ -89,8 +89,7 @@ class Follower:
         yield from self._tier.ask(command)
 
     def _read_on(self) -> Steps[None]:
-        if not self._has_established:
-            yield from self._establish()
+        yield from self.establish()
         cursor = self._slab._word(Word.CURSOR)
         asked_ns = time.monotonic_ns()
         read = (b"XREAD", b"COUNT", _BATCH, b"BLOCK", BLOCK_MS, b"STREAMS", self._tier.names.events, stream_id(cursor))
@@ -116,8 +115,13 @@ class Follower:
         self._invalidator.apply(what)
         self._slab._count(Counter.INVALIDATED_REMOTE)
 
-    def _establish(self) -> Steps[None]:
-        """Find the place in the stream from which to go on; where that is lost, go on from its end with an empty L1."""
+    def establish(self) -> Steps[None]:
+        """Find the place in the stream from which to go on; where that is lost, go on from its end with an empty L1.
+
+        Done once by whoever is elected, before it follows. Raises as follow() does.
+        """
+        if self._has_established:
+            return
         names, ask = self._tier.names, self._tier.ask
         cursor = self._slab._word(Word.CURSOR)
         has_place = yield from self._is_in_stream(cursor)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from llm_edge_cache.core import Begun, Look
 from llm_edge_cache.effects import AsyncWorld, Steps, WaitForFlight, perform_async
 from llm_edge_cache.engine import DEFAULT_L1, Engine, FetchOptions
+from llm_edge_cache.errors import ComputeError
 from llm_edge_cache.invalidation import Invalidation
 from llm_edge_cache.keys import tier_key
 from llm_edge_cache.lookup import CacheHealthStatus, L1Hit, LookupResult, MetricsSnapshot, Served
@@ -182,8 +183,8 @@ class CacheManager:
 
         Raises:
             TimeoutError: The time is up.
-            ComputeError: Another process's computation failed.
-            Whatever `compute` raised, to every caller of this process that waited for it; nothing is stored then.
+            ComputeError: The computation failed in another process or on another event loop, or was cancelled.
+            Whatever `compute` raised, to every caller of this event loop that waited for it; nothing is stored then.
         """
         key = tier_key(request)
         found = self._core.look(key)
@@ -260,12 +261,14 @@ class CacheManager:
         flight = self._share(look, compute, options, count=stale is None)
         if stale is not None:
             return stale
-        try:
-            return await asyncio.wait_for(asyncio.shield(flight.task), timeout)
-        except asyncio.TimeoutError:
-            if flight.task.done() and not flight.task.cancelled():
-                return flight.task.result()  # it was the computation's own
-            raise TimeoutError(f"no response within {timeout} s") from None
+        # Neither a caller that is cancelled nor one whose time is up takes the task with it.
+        await asyncio.wait((flight.task,), timeout=timeout)
+        if not flight.task.done():
+            raise TimeoutError(f"no response within {timeout} s")
+        if flight.task.cancelled():
+            # Not CancelledError: nobody has cancelled this caller, and it would seem so to a task group around it.
+            raise ComputeError("the computation was cancelled: by itself, or because the cache was closed")
+        return flight.task.result()
 
     def _share(self, look: Look, compute: AsyncCompute, options: FetchOptions, *, count: bool) -> _LocalFlight:
         """Return this loop's flight of the key, started if there is none that may still be joined."""
@@ -276,8 +279,10 @@ class CacheManager:
             if count:
                 self._engine.slab._count(Counter.COALESCED)
             return flight
-        steps = self._engine.fetch(look.key, options)
-        task = asyncio.get_running_loop().create_task(self.perform(steps, compute))
+        loop = asyncio.get_running_loop()
+        # A loop that is not run, between two run_until_complete() or for ever, must not hold up other processes.
+        steps = self._engine.fetch(look.key, options, is_driven=loop.is_running)
+        task = loop.create_task(self.perform(steps, compute))
         flight = _LocalFlight(task, look.begun, options.tags)
         state.flights[look.key] = flight
         state.tasks.add(task)

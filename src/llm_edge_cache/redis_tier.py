@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import logging
 import time
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from llm_edge_cache.breaker import Breaker
 from llm_edge_cache.codec import CodecError, Entry, EntryCodec
@@ -265,6 +265,25 @@ class RedisTier:
             if found is None and is_garbage:
                 yield from self.discard(name, text if isinstance(text, bytes) else b"")
         return all(found is not None and found <= begin for found in ids)
+
+    # ---- leases ----
+
+    def check_lease(self, key: bytes, lease: bytes) -> Steps[Literal["held", "gone", "taken"]]:
+        """Renew a lease that may have run out. Takes it for held where Redis cannot be asked: then none can be taken.
+
+        Returns:
+            Whether it is held; gone, with nothing in its place (Redis forgot it); or taken: by another host's lease,
+            its value, or a tombstone.
+        """
+        if not self.is_usable():
+            return "held"
+        try:
+            if (yield from self.ask(self.renew_command(key, lease))) == 1:
+                return "held"
+            kind = yield from self.ask(Call((b"GETRANGE", self.names.value(key), 0, 0)))
+        except RedisTrouble:
+            return "held"
+        return "taken" if kind else "gone"
 
     # ---- writing ----
 

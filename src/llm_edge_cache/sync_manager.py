@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 from llm_edge_cache.core import Begun, Look
 from llm_edge_cache.effects import Steps, perform
-from llm_edge_cache.engine import DEFAULT_L1, Engine, FetchOptions
+from llm_edge_cache.engine import DEFAULT_L1, NEVER, Engine, FetchOptions, OutOfTimeError
 from llm_edge_cache.invalidation import Invalidation
 from llm_edge_cache.keys import tier_key
 from llm_edge_cache.lookup import CacheHealthStatus, L1Hit, LookupResult, MetricsSnapshot, Served
@@ -37,13 +38,15 @@ class _LocalFlight:
         self.tags = tags
         self.is_done = threading.Event()
         self.served: Served | None = None
-        self.error: BaseException | None = None
+        self.error: Exception | None = None
 
-    def outcome(self) -> Served:
-        """Return what the leader got, or raise what it raised. Only once it is done."""
+    def outcome(self) -> Served | None:
+        """Return what the leader got, or raise what it raised. Only once it is done.
+
+        None: it gave up for itself alone. Its time was up, or its thread was interrupted.
+        """
         if self.error is not None:
             raise self.error
-        assert self.served is not None
         return self.served
 
 
@@ -143,7 +146,7 @@ class SyncCacheManager:
         """Return the cached response, or have it computed once; as CacheManager.get_or_compute.
 
         The computation runs in the thread of the caller that leads, which `timeout` does not interrupt; it bounds the
-        wait for another thread's. A revalidation runs in a thread of its own.
+        wait for that of another thread, process or host. A revalidation runs in a thread of its own.
         """
         key = tier_key(request)
         found = self._core.look(key)
@@ -217,20 +220,34 @@ class SyncCacheManager:
 
     def _fetch(self, look: Look, compute: Compute, options: FetchOptions, timeout: float | None) -> Served:
         stale = self._engine.stale_while_revalidating(look, options)
-        flight, leads = self._join(look, options)
         if stale is not None:
-            if leads:
-                lead = (flight, look.key, compute, options)
-                threading.Thread(
-                    target=self._revalidate, args=lead, name="llm-edge-cache-revalidate", daemon=True
-                ).start()
+            self._begin_revalidation(look, compute, options)
             return stale
+        until_ns = NEVER if timeout is None else time.monotonic_ns() + round(timeout * 1e9)
+        try:
+            while True:
+                served = self._lead_or_wait(look, compute, options, until_ns)
+                if served is not None:
+                    return served
+        except OutOfTimeError:
+            raise TimeoutError(f"no response within {timeout} s") from None
+
+    def _lead_or_wait(self, look: Look, compute: Compute, options: FetchOptions, until_ns: int) -> Served | None:
+        """Return the value; None where this process's leader gave up, and the next one has to lead."""
+        flight, leads = self._join(look, options)
         if leads:
-            return self._lead(flight, look.key, compute, options)
+            return self._lead(flight, look.key, compute, options, until_ns)
         self._engine.slab._count(Counter.COALESCED)
-        if not flight.is_done.wait(timeout):
-            raise TimeoutError(f"no response within {timeout} s")
+        seconds = None if until_ns == NEVER else (until_ns - time.monotonic_ns()) / 1e9
+        if not flight.is_done.wait(seconds):
+            raise OutOfTimeError
         return flight.outcome()
+
+    def _begin_revalidation(self, look: Look, compute: Compute, options: FetchOptions) -> None:
+        flight, leads = self._join(look, options)
+        if leads:
+            lead = (flight, look.key, compute, options)
+            threading.Thread(target=self._revalidate, args=lead, name="llm-edge-cache-revalidate", daemon=True).start()
 
     def _join(self, look: Look, options: FetchOptions) -> tuple[_LocalFlight, bool]:
         """Return this process's flight of the key, and whether this thread is to lead it."""
@@ -244,11 +261,15 @@ class SyncCacheManager:
             local.flights[look.key] = flight
             return flight, True
 
-    def _lead(self, flight: _LocalFlight, key: bytes, compute: Compute, options: FetchOptions) -> Served:
+    def _lead(
+        self, flight: _LocalFlight, key: bytes, compute: Compute, options: FetchOptions, until_ns: int = NEVER
+    ) -> Served:
         local = self._local
         try:
-            flight.served = self._perform(self._engine.fetch(key, options), compute)
-        except BaseException as error:
+            flight.served = self._perform(self._engine.fetch(key, options, until_ns=until_ns), compute)
+        except OutOfTimeError:  # as what is no Exception, a matter of this thread alone
+            raise
+        except Exception as error:
             flight.error = error
             raise
         finally:

@@ -211,7 +211,8 @@ class AnswerFlights:
                 ttl = min(exchange.controls.ttl or self._config.ttl, self._config.ttl_most)
                 entry = entry_of(broadcast.head, broadcast.body, judged, microseconds, ttl)
                 options = FetchOptions(l1_ttl=ttl, l2_ttl=ttl, stale_if_error=self._config.stale_if_error)
-                is_kept = self._engine.keep(lead, begun, entry, options)
+                if await self._manager.perform(self._engine.has_kept_lease(lead)):
+                    is_kept = self._engine.keep(lead, begun, entry, options)
         except UpstreamFailureError as failure:
             self._engine.slab._count(Counter.COMPUTE_ERRORS)
             end = End(failure.kind, str(failure))
