@@ -37,7 +37,7 @@ def test_it_shows_a_table_of_cross_worker_hits_and_leaves_nothing_behind() -> No
     with subprocess.Popen([*COMMAND, "--exit", "--requests", "24"], stdout=subprocess.PIPE, text=True) as process:
         printed, _ = process.communicate(timeout=100)
     assert process.returncode == 0, printed
-    rows = re.findall(r"^ +\d+  .+\?  +\d+ ", printed, re.MULTILINE)
+    rows = re.findall(r"^ +\d+  .{34} +\d+ ", printed, re.MULTILINE)
     assert len(rows) == 24, printed
     calls = re.search(r"24 requests, (\d+) calls of the provider: (\d+) calls saved", printed)
     assert calls is not None, printed
