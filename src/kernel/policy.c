@@ -226,7 +226,8 @@ static bool is_protected_over(const struct lec_policy_view *view)
 
 /* ---- hunting for a victim ------------------------------------------------------------------------------------ */
 
-/* The tail of the list if it is sound and not protected (then it goes to the head, once), else LEC_NONE. */
+/* The tail of the list if it may be examined and is not protected (then it goes to the head, once), else LEC_NONE. What
+ * it says about its neighbours is proven by whoever unlinks it: most tails that are looked at stay. */
 static uint32_t tail_of(struct hunt *hunt, enum lec_list which)
 {
     uint32_t id = hunt->damaged ? LEC_NONE : list_of(hunt->view, which)->tail;
@@ -236,7 +237,7 @@ static uint32_t tail_of(struct hunt *hunt, enum lec_list which)
     }
     if (id == LEC_NONE || id == hunt->protect_id)
         return LEC_NONE;
-    if (!is_linked(hunt->view, id) || lec_node_list(&hunt->view->nodes[id]) != which)
+    if (id >= hunt->view->max_entries || lec_node_list(&hunt->view->nodes[id]) != which)
         hunt->damaged = true;
     return hunt->damaged ? LEC_NONE : id;
 }

@@ -159,7 +159,7 @@ static void derive(const struct lec_shard_view *view, const struct salvage *salv
 {
     struct lec_shard *shard = view->shard;
     lec_space_rebuild(&view->space);
-    lec_policy_rebuild(&view->policy, view->live, view->scratch);
+    lec_policy_rebuild(&view->policy, view->live, view->live + (view->node_count + 63) / 64);
     overflow_restore(view);
     free_nodes_rebuild(view);
     expiry_rebuild(view);

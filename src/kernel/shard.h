@@ -14,7 +14,7 @@ struct lec_shard_view {
     struct lec_node *nodes;
     uint32_t *generations;          /* per key hash: bumped by every set and delete; what fill tokens are made of */
     uint64_t *expiry;               /* expiry.h */
-    uint64_t *live, *scratch;       /* recovery: bitmaps of nodes */
+    uint64_t *live;                 /* recovery: two bitmaps of nodes, what is live and a scratch area behind it */
     struct lec_space_view space;
     struct lec_policy_view policy;
     uint64_t now_ns;                /* of the operation under way */
