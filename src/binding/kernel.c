@@ -7,6 +7,7 @@
 #include "index.c"
 #include "policy.c"
 #include "policy_check.c"
+#include "policy_rebuild.c"
 #include "process.c"
 #include "read.c"
 #include "recover.c"
