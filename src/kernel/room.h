@@ -14,9 +14,8 @@ LEC_INTERNAL enum lec_status lec_drop_locked(const struct lec_shard_view *view, 
 LEC_INTERNAL enum lec_status lec_room_take_locked(const struct lec_shard_view *view, uint64_t payload_bytes, uint32_t protect,
                                      uint32_t *unit, uint32_t *units);
 
-/* Asks for the cache lines that a store of so many bytes will fill, and, where the shard is full, those of the entries
- * that are next to leave. */
-LEC_INTERNAL void lec_room_warm_locked(const struct lec_shard_view *view, uint64_t payload_bytes);
+/* Where the shard is full: asks for the cache lines of the entries that are next to leave. */
+LEC_INTERNAL void lec_room_warm_locked(const struct lec_shard_view *view);
 
 /* Takes a free node, evicting one entry when max_entries are there. */
 LEC_INTERNAL enum lec_status lec_node_take_locked(const struct lec_shard_view *view, uint32_t *node);

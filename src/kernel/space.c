@@ -157,15 +157,11 @@ static uint32_t choose_run(const struct lec_space_view *view, uint32_t wanted)
     return found < LEC_SPACE_BINS ? space->bins[found].head : LEC_NONE;
 }
 
-#define WARM_UNITS 18u              /* 1 KiB with header and key; the hardware sees a longer stream coming by itself */
-
-void lec_space_warm(const struct lec_space_view *view, uint32_t wanted)
+uint32_t lec_space_next(const struct lec_space_view *view, uint64_t wanted)
 {
-    uint32_t bin = wanted > 0 && wanted < LEC_EXACT_BINS ? bin_at_least(view->state, bin_of(wanted)) : LEC_SPACE_BINS;
+    uint32_t bin = wanted > 0 && wanted < LEC_EXACT_BINS ? bin_at_least(view->state, bin_of((uint32_t)wanted)) : LEC_SPACE_BINS;
     uint32_t unit = bin < LEC_SPACE_BINS ? view->state->bins[bin].head : LEC_NONE;
-    if (!lec_space_holds(view, unit, wanted)) return;
-    const uint8_t *at = lec_space_at(view, unit), *end = at + (wanted < WARM_UNITS ? wanted : WARM_UNITS) * LEC_UNIT;
-    for (; at < end; at += LEC_UNIT) __builtin_prefetch(at, 1);
+    return lec_space_holds(view, unit, (uint32_t)wanted) ? unit : LEC_NONE;
 }
 
 bool lec_space_has_run(const struct lec_space_view *view, uint32_t wanted)

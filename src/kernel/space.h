@@ -52,8 +52,8 @@ LEC_INTERNAL void lec_space_reset(const struct lec_space_view *view);
 LEC_INTERNAL enum lec_space_status lec_space_take(const struct lec_space_view *view, uint32_t wanted, uint32_t *unit, uint32_t *units);
 /* Would lec_space_take() find `wanted` units in one run? (A run that only just fits may be overlooked.) */
 LEC_INTERNAL bool lec_space_has_run(const struct lec_space_view *view, uint32_t wanted);
-/* Asks for the first lines of the run that a request of `wanted` units will probably get. */
-LEC_INTERNAL void lec_space_warm(const struct lec_space_view *view, uint32_t wanted);
+/* Where a request of `wanted` units will probably be put; LEC_NONE: that cannot be told at a glance. */
+LEC_INTERNAL uint32_t lec_space_next(const struct lec_space_view *view, uint64_t wanted);
 LEC_INTERNAL enum lec_space_status lec_space_give(const struct lec_space_view *view, uint32_t unit, uint32_t units);
 
 /* Recovery: clear the bitmap, mark each reached run (false: out of the arena or reached before), then rebuild the bins. */
