@@ -21,7 +21,10 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))  # provenance.py is shared with the benchmarks
+
 from catalogue import MUTANTS, Mutant
+from provenance import commit
 
 ROOT = Path(__file__).resolve().parents[2]
 #: A program that runs longer than this on a mutant hangs, which counts as found.
@@ -147,17 +150,6 @@ def try_all(chosen: list[tuple[int, Mutant]], seed: int, prove: bool) -> list[Ou
                 flush=True,
             )
     return outcomes
-
-
-def commit() -> str:
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+", "--exclude", "*"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return described.stdout.strip() or "none"
 
 
 def write_record(path: Path, outcomes: list[Outcome], seed: int, started: str) -> None:
