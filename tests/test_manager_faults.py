@@ -86,7 +86,6 @@ OUTAGES: dict[str, Callable[[], contextlib.AbstractContextManager[Trouble]]] = {
     "killed": killed,
     "stopped": stopped,
     "slow": lambda: on_the_wire(lambda proxy: proxy.delay(1.0), Counter.L2_ERROR_TIMEOUT),
-    "slower than a request may be": lambda: on_the_wire(lambda proxy: proxy.delay(0.3), Counter.L2_ERROR_TIMEOUT),
     "half-open": lambda: on_the_wire(lambda proxy: proxy.half_open(), Counter.L2_ERROR_TIMEOUT),
     "refusing": lambda: on_the_wire(lambda proxy: proxy.refuse(), Counter.L2_ERROR_CONNECTION),
     "reset in mid-reply": lambda: on_the_wire(lambda proxy: proxy.reset_mid_reply(3), Counter.L2_ERROR_CONNECTION),
@@ -194,6 +193,19 @@ def test_a_wrong_password_is_an_outage_counted_as_one(kind: str, name: str) -> N
             wait_for(face.is_open, "the breaker opens")
             call_all(face, ask("never stored"))
             assert {counter for counter in ERRORS if face.count(counter)} == {Counter.L2_ERROR_AUTH}
+
+
+def test_a_redis_slower_than_a_request_may_be_passes_no_probe(kind: str, name: str) -> None:
+    with on_the_wire(lambda proxy: proxy.delay(3 * TIMEOUT)) as trouble, Face(kind, name, trouble.url) as face:
+        face.wait_usable()
+        trouble.strike()
+        wait_for(lambda: face.lookup(fresh()).is_hit or face.is_open(), "the breaker opens")
+        proxy = trouble.proxy
+        assert proxy is not None
+        asked = proxy.asked
+        wait_for(lambda: proxy.asked >= asked + 3, "it is probed")  # a PING that has the time, and what has not
+        assert face.is_open()
+        assert face.count(Counter.BREAKER_OPENED) == 1
 
 
 # ---- a Redis that answers, but takes nothing ----
@@ -378,7 +390,7 @@ def test_closing_sends_what_is_queued(kind: str, name: str, redis_server: RedisS
         face.wait_usable()
         for request in requests:
             face.store(request, answer(request))
-    assert all(redis_server.ask("EXISTS", face.redis_name(request)) for request in requests)
+    assert redis_server.ask("EXISTS", *map(face.redis_name, requests)) == 200
 
 
 def test_closing_drops_and_counts_what_cannot_be_sent(kind: str, name: str) -> None:
