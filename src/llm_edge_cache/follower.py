@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from llm_edge_cache.effects import BlockingCall, Steps
 from llm_edge_cache.invalidation import STREAM_LENGTH, Invalidator, applied
 from llm_edge_cache.redis_client import Call, RedisTrouble, Script
+from llm_edge_cache.redis_commands import sound_answer
 from llm_edge_cache.redis_records import DISCARD_STREAM, RAISE, pack_id, parse_id, stream_id, text_of_id
 from llm_edge_cache.redis_tier import RedisTier
 from llm_edge_cache.regions import Counter, Word
@@ -162,11 +163,9 @@ def _entries_of(reply: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
     """Return the entries of an XREAD of one stream, in either version of the protocol."""
     if not reply:
         return []
-    try:
+    with sound_answer("Redis"):
         entries = next(iter(reply.values()))[0] if isinstance(reply, dict) else reply[0][1]
         return [(identifier, _fields_of(fields)) for identifier, fields in entries or ()]
-    except (IndexError, TypeError, ValueError):
-        raise RedisTrouble("response", "an answer about the invalidation stream makes no sense") from None
 
 
 def _fields_of(fields: Any) -> dict[bytes, bytes]:
