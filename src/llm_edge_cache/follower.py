@@ -102,15 +102,19 @@ class Follower:
             self._has_established = False
             return
         for identifier, fields in entries:
-            self._apply(fields)
+            self._apply(pack_id(identifier), fields)
             # After it is applied: a reader killed in between leaves it to its successor.
             self._slab._word_raise(Word.CURSOR, pack_id(identifier))
             self._slab._word_raise(Word.BEGIN, pack_id(identifier))
         if len(entries) < _BATCH:
             self._slab._word_raise(Word.CONTACT, asked_ns)
 
-    def _apply(self, fields: dict[bytes, bytes]) -> None:
+    def _apply(self, packed: int, fields: dict[bytes, bytes]) -> None:
         what, origin = applied(fields)
+        if what is not None and what.kind == "all":
+            # Before L1 is cleared: 1 L1 is cleared  2 Q misses, reads from Redis what the clear_all made void, and
+            # fills L1  3 the word says so.
+            self._slab._word_raise(Word.CLEARED, packed)
         # This host's own were applied before they were announced and after: once more would throw out what came since.
         if what is None or origin == b"%d" % self._slab._mapping.nonce:
             return
