@@ -13,12 +13,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import pytest
 from fault_proxy import FaultProxy
 from manager_faces import KINDS, Face, answer, ask, judge
 from redis_servers import RedisCluster, RedisServer, SentinelGroup, free_port, wait_for
+from redis_troubles import OUTAGES, REFUSALS, on_the_wire
 
 from llm_edge_cache import CacheableRequest, SharedSlab
 from llm_edge_cache.breaker import OPEN_FROM, PROBE_INTERVAL_NS
@@ -35,64 +35,6 @@ _numbers = itertools.count()
 def fresh(what: str = "fresh") -> CacheableRequest:
     """A request that nobody has asked before."""
     return ask(f"{what} {next(_numbers)}")
-
-
-class Trouble(NamedTuple):
-    """A fault of one Redis, under control."""
-
-    url: str
-    strike: Callable[[], object]
-    heal: Callable[[], object]
-    reasons: set[Counter]
-    """The errors that may be counted."""
-    proxy: FaultProxy | None = None
-
-
-@contextlib.contextmanager
-def killed() -> Iterator[Trouble]:
-    with RedisServer(appendonly=True) as server:
-        yield Trouble(server.url, server.kill, server.start, {Counter.L2_ERROR_CONNECTION})
-
-
-@contextlib.contextmanager
-def stopped() -> Iterator[Trouble]:
-    with RedisServer() as server:
-        yield Trouble(server.url, server.pause, server.resume, {Counter.L2_ERROR_TIMEOUT})
-
-
-@contextlib.contextmanager
-def on_the_wire(behave: Callable[[FaultProxy], object], *reasons: Counter) -> Iterator[Trouble]:
-    with RedisServer() as server, FaultProxy(server.address) as proxy:
-        yield Trouble(proxy.url, lambda: behave(proxy), proxy.pass_on, set(reasons), proxy)
-
-
-@contextlib.contextmanager
-def locked_out() -> Iterator[Trouble]:
-    with RedisServer() as server:
-
-        def change_password() -> None:
-            server.ask("CONFIG", "SET", "requirepass", "changed")
-            server.password = "changed"
-            server.ask("CLIENT", "KILL", "TYPE", "normal")
-
-        def change_back() -> None:
-            server.ask("CONFIG", "SET", "requirepass", "")
-            server.password = None
-
-        yield Trouble(server.url, change_password, change_back, {Counter.L2_ERROR_AUTH})
-
-
-OUTAGES: dict[str, Callable[[], contextlib.AbstractContextManager[Trouble]]] = {
-    "killed": killed,
-    "stopped": stopped,
-    "slow": lambda: on_the_wire(lambda proxy: proxy.delay(1.0), Counter.L2_ERROR_TIMEOUT),
-    "slower than a request may be": lambda: on_the_wire(lambda proxy: proxy.delay(0.3), Counter.L2_ERROR_TIMEOUT),
-    "half-open": lambda: on_the_wire(lambda proxy: proxy.half_open(), Counter.L2_ERROR_TIMEOUT),
-    "refusing": lambda: on_the_wire(lambda proxy: proxy.refuse(), Counter.L2_ERROR_CONNECTION),
-    "reset in mid-reply": lambda: on_the_wire(lambda proxy: proxy.reset_mid_reply(3), Counter.L2_ERROR_CONNECTION),
-    "no Redis": lambda: on_the_wire(lambda proxy: proxy.garbage(b"HTTP/1.1 400\r\n\r\n"), Counter.L2_ERROR_CONNECTION),
-    "locked out": locked_out,
-}
 
 
 @pytest.fixture(params=KINDS)
@@ -196,15 +138,31 @@ def test_a_wrong_password_is_an_outage_counted_as_one(kind: str, name: str) -> N
             assert {counter for counter in ERRORS if face.count(counter)} == {Counter.L2_ERROR_AUTH}
 
 
+def test_a_redis_slower_than_a_request_may_be_passes_no_probe(kind: str, name: str) -> None:
+    with on_the_wire(lambda proxy: proxy.delay(3 * TIMEOUT)) as trouble, Face(kind, name, trouble.url) as face:
+        face.wait_usable()
+        trouble.strike()
+        wait_for(lambda: face.lookup(fresh()).is_hit or face.is_open(), "the breaker opens")
+        proxy = trouble.proxy
+        assert proxy is not None
+        asked = proxy.asked
+        wait_for(lambda: proxy.asked >= asked + 3, "it is probed")  # a PING that has the time, and what has not
+        assert face.is_open()
+        assert face.count(Counter.BREAKER_OPENED) == 1
+
+
 # ---- a Redis that answers, but takes nothing ----
 
 
-def test_a_full_redis_is_still_read_and_its_refusals_are_counted(kind: str, name: str) -> None:
-    with RedisServer() as server, Face(kind, name, server.url) as face:
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_a_redis_that_takes_nothing_is_still_read_and_its_refusals_are_counted(
+    kind: str, refusal: str, name: str
+) -> None:
+    with REFUSALS[refusal]() as trouble, Face(kind, name, trouble.url) as face:
         face.wait_usable()
         known = fresh("known")
         face.put_in_redis(known)
-        server.ask("CONFIG", "SET", "maxmemory", 1)
+        trouble.strike()
         before = face.counts()
         assert judge(known, face.lookup(known).response)
         call_all(face, known)
@@ -212,35 +170,14 @@ def test_a_full_redis_is_still_read_and_its_refusals_are_counted(kind: str, name
         since = counted_since(face, before)
         assert since[Counter.L2_HITS] == 1
         assert since[DROPS] == 2
-        assert {counter for counter in ERRORS if since[counter]} == {Counter.L2_ERROR_OOM}
+        assert {counter for counter in ERRORS if since[counter]} == trouble.reasons
         assert not face.is_open()
 
         face.invalidate(known)  # cannot be told: so nothing of Redis is trusted until it is
         assert not face.lookup(known).is_hit
-        server.ask("CONFIG", "SET", "maxmemory", 0)
+        trouble.heal()
         face.wait_usable()
         assert not face.lookup(known).is_hit
-        request = fresh()
-        face.put_in_redis(request)
-        assert judge(request, face.lookup(request).response)
-
-
-def test_a_read_only_replica_is_still_read_and_its_refusals_are_counted(kind: str, name: str) -> None:
-    with RedisServer() as server, Face(kind, name, server.url) as face:
-        face.wait_usable()
-        known = fresh("known")
-        face.put_in_redis(known)
-        server.ask("REPLICAOF", "127.0.0.1", free_port())
-        before = face.counts()
-        assert judge(known, face.lookup(known).response)
-        call_all(face, known)
-        face.flush()
-        since = counted_since(face, before)
-        assert since[Counter.L2_HITS] == 1
-        assert since[DROPS] == 2
-        assert {counter for counter in ERRORS if since[counter]} == {Counter.L2_ERROR_READONLY}
-
-        server.ask("REPLICAOF", "NO", "ONE")
         request = fresh()
         face.put_in_redis(request)
         assert judge(request, face.lookup(request).response)
@@ -378,7 +315,7 @@ def test_closing_sends_what_is_queued(kind: str, name: str, redis_server: RedisS
         face.wait_usable()
         for request in requests:
             face.store(request, answer(request))
-    assert all(redis_server.ask("EXISTS", face.redis_name(request)) for request in requests)
+    assert redis_server.ask("EXISTS", *map(face.redis_name, requests)) == 200
 
 
 def test_closing_drops_and_counts_what_cannot_be_sent(kind: str, name: str) -> None:

@@ -57,6 +57,7 @@ DEFAULT_L1: Final = L1Config()
 _WAIT_SECONDS: Final = 1.0  # between two looks at a flight whose wake-up was lost
 _POLL_SECONDS: Final = 0.02  # between two looks at another host's lease
 _CLOSE_SECONDS: Final = 5.0
+_WAITING: Final = 0.95  # part of the operation timeout; the rest is for what a caller does beside, and late timers
 NEVER: Final = 1 << 63
 """A moment of CLOCK_MONOTONIC that does not come."""
 
@@ -436,7 +437,7 @@ class Engine:
 
     def end_of_operation(self) -> float:
         """Return when a look-up that begins now stops waiting for Redis, however many commands it takes."""
-        return time.monotonic() + (0.0 if self.l2 is None else self.l2.operation_timeout_ms / 1000)
+        return time.monotonic() + (0.0 if self.l2 is None else _seconds_of_operation(self.l2))
 
     def _wait(self, flight: WaitForFlight) -> None:
         self.flights.wait(Running(flight.record, flight.token), flight.seconds)
@@ -469,10 +470,14 @@ def _open_slab(l1: L1Config) -> SharedSlab:
 
 def _client(kind: Callable[..., Any], target: RedisTarget, l2: L2Config) -> Any:
     seconds = {
-        "operation_timeout": l2.operation_timeout_ms / 1000,
+        "operation_timeout": _seconds_of_operation(l2),
         "connection_timeout": l2.connection_timeout_ms / 1000,
     }
     return kind(target, **seconds)
+
+
+def _seconds_of_operation(l2: L2Config) -> float:
+    return _WAITING * l2.operation_timeout_ms / 1000
 
 
 def _at_most(seconds: float, until_ns: int) -> float:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from llm_edge_cache.effects import BlockingCall, Steps
 from llm_edge_cache.invalidation import STREAM_LENGTH, Invalidator, applied
 from llm_edge_cache.redis_client import Call, RedisTrouble, Script
+from llm_edge_cache.redis_commands import sound_answer
 from llm_edge_cache.redis_records import DISCARD_STREAM, RAISE, pack_id, parse_id, stream_id, text_of_id
 from llm_edge_cache.redis_tier import RedisTier
 from llm_edge_cache.regions import Counter, Word
@@ -100,15 +101,19 @@ class Follower:
             self._has_established = False
             return
         for identifier, fields in entries:
-            self._apply(fields)
+            self._apply(pack_id(identifier), fields)
             # After it is applied: a reader killed in between leaves it to its successor.
             self._slab._word_raise(Word.CURSOR, pack_id(identifier))
             self._slab._word_raise(Word.BEGIN, pack_id(identifier))
         if len(entries) < _BATCH:
             self._slab._word_raise(Word.CONTACT, asked_ns)
 
-    def _apply(self, fields: dict[bytes, bytes]) -> None:
+    def _apply(self, packed: int, fields: dict[bytes, bytes]) -> None:
         what, origin = applied(fields)
+        if what is not None and what.kind == "all":
+            # Before L1 is cleared: 1 L1 is cleared  2 Q misses, reads from Redis what the clear_all made void, and
+            # fills L1  3 the word says so.
+            self._slab._word_raise(Word.CLEARED, packed)
         # This host's own were applied before they were announced and after: once more would throw out what came since.
         if what is None or origin == b"%d" % self._slab._mapping.nonce:
             return
@@ -166,11 +171,9 @@ def _entries_of(reply: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
     """Return the entries of an XREAD of one stream, in either version of the protocol."""
     if not reply:
         return []
-    try:
+    with sound_answer("Redis"):
         entries = next(iter(reply.values()))[0] if isinstance(reply, dict) else reply[0][1]
         return [(identifier, _fields_of(fields)) for identifier, fields in entries or ()]
-    except (IndexError, TypeError, ValueError):
-        raise RedisTrouble("response", "an answer about the invalidation stream makes no sense") from None
 
 
 def _fields_of(fields: Any) -> dict[bytes, bytes]:

@@ -5,8 +5,10 @@ A decision of the cache yields these records; a client (`redis_client`) carries 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
+from collections.abc import Iterator
 from typing import Final, Literal, TypeAlias
 
 import msgspec
@@ -14,7 +16,18 @@ from redis import exceptions
 
 from llm_edge_cache.errors import CacheError
 
-__all__ = ["Batch", "Call", "Command", "LuaScript", "Reason", "RedisTrouble", "Script", "link_trouble", "reply_trouble"]
+__all__ = [
+    "Batch",
+    "Call",
+    "Command",
+    "LuaScript",
+    "Reason",
+    "RedisTrouble",
+    "Script",
+    "link_trouble",
+    "reply_trouble",
+    "sound_answer",
+]
 
 Argument: TypeAlias = bytes | str | int
 Reason = Literal["timeout", "connection", "auth", "oom", "readonly", "loading", "cluster", "response"]
@@ -28,6 +41,9 @@ class Call(msgspec.Struct, frozen=True):
     args: tuple[Argument, ...]
     shard: int = 0
     """For a command without a key: which of the servers that hold a part each; None answers where there is none."""
+
+    def __repr__(self) -> str:
+        return f"<Call {self.args[0]!r}, {len(self.args)} arguments>"  # they may be somebody's answer
 
 
 class LuaScript:
@@ -46,6 +62,9 @@ class Script(msgspec.Struct, frozen=True):
     source: LuaScript
     key: bytes
     args: tuple[Argument, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<Script {self.source.sha[:8]}, {len(self.args)} arguments>"
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -166,3 +185,12 @@ def link_trouble(error: BaseException, where: str) -> RedisTrouble:
     # The text of a broken protocol's error quotes what was received: it may be somebody's value.
     detail = str(error) if type(error) is exceptions.ConnectionError else type(error).__name__
     return RedisTrouble("connection", f"Redis at {where}: {_MEANING['connection']} ({detail})")
+
+
+@contextlib.contextmanager
+def sound_answer(who: str) -> Iterator[None]:
+    """What cannot be read within is an answer that no Redis gives: a RedisTrouble, which quotes nothing of it."""
+    try:
+        yield
+    except (AttributeError, IndexError, TypeError, ValueError):
+        raise RedisTrouble("response", f"{who}: an answer makes no sense") from None

@@ -30,7 +30,7 @@ from llm_edge_cache.redis_target import RedisTarget, TlsOptions
 
 __all__ = ["AsyncLink", "Link", "LinkMaker"]
 
-# A socket's timeout is set anew, which is a system call, only when it is too short or too long by more than this part.
+# A socket's timeout is set anew, which is a system call, only when it is too short, or too long by more than this part.
 _SLACK: Final = 1 / 16
 
 
@@ -46,7 +46,7 @@ class _TimedSocket:
     def _hurry(self) -> None:
         left = self._link.time_left() if self._may_wait else 0.0
         if not left <= self._timeout <= left * (1 + _SLACK):
-            self._timeout = left * (1 + _SLACK / 2)
+            self._timeout = left
             self._sock.settimeout(self._timeout)
 
     def recv_into(self, buffer: bytearray) -> int:

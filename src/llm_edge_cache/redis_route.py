@@ -10,15 +10,23 @@ specification".
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from redis import exceptions
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
-from llm_edge_cache.redis_commands import Argument, Batch, Call, Command, RedisTrouble, Script, reply_trouble
+from llm_edge_cache.redis_commands import (
+    Argument,
+    Batch,
+    Call,
+    Command,
+    RedisTrouble,
+    Script,
+    reply_trouble,
+    sound_answer,
+)
 from llm_edge_cache.redis_target import RedisTarget
 
 __all__ = ["Exchange", "Node", "Route", "Steps", "route_to"]
@@ -67,15 +75,6 @@ def _long_form(script: Script) -> Wire:
 
 def _needs_text(command: Call | Script, reply: Any) -> bool:
     return isinstance(reply, exceptions.NoScriptError) and isinstance(command, Script)
-
-
-@contextlib.contextmanager
-def _sound_answer(node: Node) -> Iterator[None]:
-    """What cannot be read within is an answer that no Redis gives."""
-    try:
-        yield
-    except (AttributeError, IndexError, TypeError, ValueError):
-        raise RedisTrouble("response", f"Redis at {node}: an answer about the topology makes no sense") from None
 
 
 class Route:
@@ -184,7 +183,7 @@ class SentinelRoute(Route):
         (reply,) = yield sentinel, [("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._service)]
         if not isinstance(reply, list) or len(reply) != 2:
             return None
-        with _sound_answer(sentinel):
+        with sound_answer(f"Redis at {sentinel}"):
             master = Node(reply[0].decode(), int(reply[1]))
         # A Sentinel that was cut off names the former master.
         (role,) = yield master, [("ROLE",)]
@@ -293,7 +292,7 @@ class ClusterRoute(Route):
                 trouble = failed
             else:
                 if isinstance(reply, list):
-                    with _sound_answer(node):
+                    with sound_answer(f"Redis at {node}"):
                         return self._take_map(reply, node)
                 trouble = reply_trouble(reply, str(node))
             if self._known[0] is node:

@@ -71,6 +71,9 @@ class Found(NamedTuple):
     header: bytes
     is_stale: bool
 
+    def __repr__(self) -> str:
+        return f"<Found {len(self.data)} bytes>"
+
 
 class Leased(NamedTuple):
     """The caller computes the value for all hosts."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from llm_edge_cache.effects import Steps
 from llm_edge_cache.redis_client import Batch, Call
+from llm_edge_cache.redis_commands import sound_answer
 from llm_edge_cache.redis_records import HEADER_BYTES
 from llm_edge_cache.redis_tier import RedisTier
 from llm_edge_cache.regions import Word
@@ -51,8 +52,9 @@ class Sizer:
         """
         self._slab._word_set(Word.L2_SIZED_AT, now_ns)
         entries = size = shard = 0
-        while (part := (yield from self._sample_shard(shard))) is not None:
-            entries, size, shard = entries + part.entries, size + part.bytes, shard + 1
+        with sound_answer("Redis"):
+            while (part := (yield from self._sample_shard(shard))) is not None:
+                entries, size, shard = entries + part.entries, size + part.bytes, shard + 1
         self._slab._word_set(Word.L2_ENTRIES, entries)
         self._slab._word_set(Word.L2_BYTES, size)
         return Size(entries, size)
