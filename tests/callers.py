@@ -295,6 +295,10 @@ class Worker:
         self._process.kill()
         self._process.join(LIVENESS)
 
+    def is_alive(self) -> bool:
+        """Tell whether it runs."""
+        return self._process.is_alive()
+
     def pause(self) -> None:
         """SIGSTOP."""
         os.kill(self.pid, signal.SIGSTOP)
