@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from callers import FACES, LIVENESS, Outcome, Provider, Worker, crew, request, wait_until
+from callers import (
+    FACES,
+    LIVENESS,
+    Loop,
+    Outcome,
+    Provider,
+    Worker,
+    crew,
+    make_face,
+    outcome_of,
+    request,
+    wait_until,
+)
 from fault_proxy import FaultProxy
 from redis_servers import RedisServer
 
-from llm_edge_cache import L1Config, L2Config, SharedSlab, engine, upkeep
+from llm_edge_cache import CacheManager, L1Config, L2Config, SharedSlab, engine, upkeep
+from llm_edge_cache.keys import tier_key
 from llm_edge_cache.regions import Counter
 
 MiB = 1 << 20
@@ -181,6 +195,32 @@ def test_an_owner_whose_lease_redis_forgot_stores_its_answer_all_the_same(
         assert contents(own.result(LIVENESS)) == {f"answer of {owner.pid}"}
         assert owner.do("lookup", request()).is_hit
         wait_until(lambda: sums(hosts[0])[Counter.L2_WRITES] == 1, "Redis has it, too")
+
+
+def test_a_forked_child_leaves_its_parents_lease_alone_and_uses_redis_at_once(
+    hosts: tuple[L1Config, L1Config], l2: L2Config, redis_server: RedisServer, shut: Provider, tmp_path: Path
+) -> None:
+    face = make_face("asyncio", hosts[0], l2)
+    call = face.start(shut)
+    shut.wait_called()
+    child = os.fork()
+    if child == 0:
+        assert isinstance(face.manager, CacheManager)
+        for state in list(face.manager._loops.values()):
+            for task in state.tasks:  # what the child's garbage collector may do to its copy of them
+                task.get_coro().close()
+        own = Loop(face.manager)
+        outcome = outcome_of(own.start(Provider(tmp_path / "child"), "another question"))
+        own.close()  # sends what is queued
+        os._exit(outcome.error is not None)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    lease = redis_server.ask("GET", l2.key_prefix.encode() + tier_key(request()))
+    assert lease[:1] == b"L"
+    wait_until(lambda: sums(hosts[0])[Counter.L2_WRITES] == 1, "the child's answer is in Redis")
+    shut.open()
+    assert outcome_of(call).content == f"answer of {os.getpid()}"
+    face.close()
+    assert sums(hosts[0])[Counter.L2_WRITES] == 2
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -16,12 +17,6 @@ from llm_edge_cache.waiting import FlightWaiters
 SECOND = 10**9
 LONG = 20.0  # seconds; a liveness deadline
 THREAD = "llm-edge-cache-waiters"
-
-
-@pytest.fixture
-def waiters(slab: SharedSlab) -> FlightWaiters:
-    """Of this process."""
-    return FlightWaiters(slab)
 
 
 def begin(slab: SharedSlab, key: bytes = b"key") -> tuple[int, int]:
@@ -38,6 +33,13 @@ def wait_no_thread() -> None:
     while threads():
         assert time.monotonic() < end, "the waiting thread does not end"
         time.sleep(0.002)
+
+
+@pytest.fixture
+def waiters(slab: SharedSlab) -> Iterator[FlightWaiters]:
+    """Of this process; its thread ends once nobody waits."""
+    yield FlightWaiters(slab)
+    wait_no_thread()
 
 
 def test_a_flight_that_is_over_is_not_waited_for(slab: SharedSlab, waiters: FlightWaiters) -> None:
@@ -116,7 +118,6 @@ def test_loops_in_several_threads_wait_with_one_thread(slab: SharedSlab, waiters
     for loop in loops:
         loop.join(LONG)
     assert states == [-1] * 4
-    wait_no_thread()
 
 
 def test_a_loop_that_was_closed_meanwhile_does_not_end_the_thread(slab: SharedSlab, waiters: FlightWaiters) -> None:
@@ -138,7 +139,6 @@ def test_a_loop_that_was_closed_meanwhile_does_not_end_the_thread(slab: SharedSl
 
     assert asyncio.run(wait()) == -1
     waiters._waiters.clear()
-    wait_no_thread()
 
 
 def test_the_thread_ends_when_nobody_waits_and_starts_again(slab: SharedSlab, waiters: FlightWaiters) -> None:
@@ -159,4 +159,3 @@ def test_who_waits_when_the_slab_is_closed_is_told(slab: SharedSlab, waiters: Fl
             await task
 
     asyncio.run(wait())
-    wait_no_thread()
