@@ -295,6 +295,10 @@ class Worker:
         self._process.kill()
         self._process.join(LIVENESS)
 
+    def is_alive(self) -> bool:
+        """Tell whether it runs."""
+        return self._process.is_alive()
+
     def pause(self) -> None:
         """SIGSTOP."""
         os.kill(self.pid, signal.SIGSTOP)
@@ -303,11 +307,15 @@ class Worker:
         """SIGCONT."""
         os.kill(self.pid, signal.SIGCONT)
 
-    def end(self) -> None:
-        """Close the manager and end the process."""
+    def begin_end(self) -> None:
+        """Tell it to close the manager."""
         with contextlib.suppress(OSError):
             self.resume()
             self._pipe.send(None)
+
+    def end(self) -> None:
+        """Close the manager and end the process."""
+        self.begin_end()
         self._process.join(LIVENESS)
         self.kill()
         self._pipe.close()
@@ -323,3 +331,5 @@ def crew(kind: str, count: int, l1: L1Config, l2: L2Config | None = None) -> Ite
             stack.callback(worker.end)
             workers.append(worker)
         yield workers
+        for worker in workers:  # all at once: each may have a read of the stream under way
+            worker.begin_end()

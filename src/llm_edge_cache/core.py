@@ -222,10 +222,10 @@ class Core:
             return L1Hit(look.entry.response)  # Redis did not answer: better this than nothing
         return _MISS
 
-    def promote(self, look: Look, found: Found) -> None:
-        """Fill L1 with what L2 had, for the rest of its life there."""
+    def promote(self, look: Look, found: Found, *, stale: float = 0.0) -> None:
+        """Fill L1 with what L2 had, for the rest of its life there, and so many seconds of staleness."""
         entry = found.entry
-        left = None if entry.expires_at is None else entry.expires_at - time.time()
+        left = None if entry.expires_at is None else entry.expires_at + stale - time.time()
         life = _shorter(self._l1.ttl_seconds, left)
         if life is not None and life <= 0:
             return

@@ -19,6 +19,7 @@ import hashlib
 import logging
 import os
 import secrets
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -48,7 +49,16 @@ from llm_edge_cache.waiting import FlightWaiters
 if TYPE_CHECKING:
     from llm_edge_cache.redis_target import RedisTarget
 
-__all__ = ["DEFAULT_L1", "NEVER", "Engine", "FetchOptions", "OutOfTimeError", "require_response", "require_ttl"]
+__all__ = [
+    "DEFAULT_L1",
+    "NEVER",
+    "Engine",
+    "FetchOptions",
+    "OutOfTimeError",
+    "require_response",
+    "require_ttl",
+    "seconds_to_wait",
+]
 
 _log = logging.getLogger("llm_edge_cache")
 
@@ -80,6 +90,13 @@ class FetchOptions(msgspec.Struct, frozen=True, kw_only=True):
     stale_if_error: float = 0.0
     ttl_jitter: float = 0.0
     negative_ttl: float | None = None
+    revalidates: bool = False
+    """Nobody waits for this: a stale value is no answer."""
+
+    @property
+    def stale_seconds(self) -> float:
+        """For how long a value may be of use after its expiry."""
+        return max(self.stale_while_revalidate, self.stale_if_error)
 
     def __post_init__(self) -> None:
         """Refuse what is no life."""
@@ -242,14 +259,17 @@ class Engine:
         if entry is not None:
             self.slab._count(Counter.COALESCED)
             return self._served(entry, "coalesced")
+        stale = self.stale_while_revalidating(look, options)
+        if stale is not None:
+            return stale
         try:
             if self.flights.left_nothing(flight):
                 return (yield from self._compute(Lead(key, -1, 0), self.core.begin(key), options))
         except ComputeError:
-            stale = self._stale_for_error(look.entry, options)
-            if stale is None:
+            excuse = self._stale_for_error(look.entry, options)
+            if excuse is None:
                 raise
-            return stale
+            return excuse
         return None
 
     def _lead(self, lead: Lead, options: FetchOptions, until_ns: int) -> Steps[Served]:
@@ -264,12 +284,16 @@ class Engine:
         if entry is not None:
             self.slab._count(Counter.COALESCED)
             return self._served(entry, "coalesced")
-        found = yield from self.claim(lead, until_ns)
+        found = yield from self.claim(lead, options, until_ns)
         if isinstance(found, Found):
+            # A stale one too: the others on this host have a use for it as well.
+            self.core.promote(look, found, stale=options.stale_seconds)
             if not found.is_stale:
-                self.core.promote(look, found)
                 return self._served(found.entry, "l2")
-            look = look._replace(entry=found.entry)
+            look = look._replace(entry=found.entry, is_unverified=False)
+            stale = self.stale_while_revalidating(look, options)
+            if stale is not None:
+                return stale
         elif isinstance(found, Unanswered) and look.is_unverified and look.entry is not None:
             return self._served(look.entry, "l1")
         begun = self.core.begin(lead.key)
@@ -277,10 +301,10 @@ class Engine:
             return (yield from self._compute(lead, begun, options))
         except Exception as error:
             self._tell_failure(lead, begun, options, error)
-            stale = self._stale_for_error(look.entry, options)
-            if stale is None:
+            excuse = self._stale_for_error(look.entry, options)
+            if excuse is None:
                 raise
-            return stale
+            return excuse
 
     def _tell_failure(self, lead: Lead, begun: Begun, options: FetchOptions, error: Exception) -> None:
         with contextlib.suppress(SlabClosedError):
@@ -288,11 +312,12 @@ class Engine:
             if not self.core.has_overtaken(begun, lead.key, options.tags):
                 self.flights.tell_failure(lead, error)
 
-    def claim(self, lead: Lead, until_ns: int = NEVER) -> Steps[Found | Unanswered | None]:
+    def claim(self, lead: Lead, options: FetchOptions, until_ns: int = NEVER) -> Steps[Found | Unanswered | None]:
         """Look in L2, and take the lease there. Waits while another host computes the value.
 
         Returns:
-            A value, fresh or stale (the lease is then held); UNANSWERED; None: the lease is held.
+            A value, fresh or stale (then the lease is held, unless the stale one will do for now); UNANSWERED; None:
+            the lease is held.
         """
         if self.tier is None:
             return None
@@ -313,7 +338,7 @@ class Engine:
             if isinstance(outcome, Busy):
                 histogram = -1  # a wait is no latency of Redis
                 yield Pause(_at_most(min(_POLL_SECONDS, outcome.seconds_left), until_ns))
-            elif outcome.is_stale:
+            elif outcome.is_stale and not _may_serve(outcome.entry, options):
                 stale = outcome
             else:
                 self.slab._record(Counter.L2_HITS, histogram, start)
@@ -363,8 +388,7 @@ class Engine:
         if entry.is_negative:
             l1_ttl = l2_ttl = options.negative_ttl
         jitter = 1.0 - options.ttl_jitter * secrets.randbelow(1 << 20) / (1 << 20)
-        stale = max(options.stale_while_revalidate, options.stale_if_error)
-        lives = self.core.lives(l1_ttl, l2_ttl, jitter=jitter, stale=stale)
+        lives = self.core.lives(l1_ttl, l2_ttl, jitter=jitter, stale=options.stale_seconds)
         is_kept, write = self.core.keep(lead.key, begun, entry, lives, options.tags, lease=lead.lease or b"")
         if not is_kept and self.core.has_overtaken(begun, lead.key, options.tags):
             self.slab._count(Counter.DROPPED_FENCED, int(write is not None))
@@ -399,10 +423,10 @@ class Engine:
     def stale_while_revalidating(self, look: Look, options: FetchOptions) -> Served | None:
         """Return the stale value that may be served while it is computed anew; None where there is none."""
         entry = None if look.is_unverified else look.entry
-        if entry is None or not _is_within(entry, options.stale_while_revalidate):
+        if entry is None or not _may_serve(entry, options):
             return None
         self.slab._count(Counter.STALE_REVALIDATE)
-        return self._served(entry, "stale")
+        return msgspec.structs.replace(self._served(entry, "stale"), is_due=True)
 
     # ---- looking in from outside ----
 
@@ -492,6 +516,11 @@ def _at_most(seconds: float, until_ns: int) -> float:
     return min(seconds, left)
 
 
+def _may_serve(entry: Entry, options: FetchOptions) -> bool:
+    """Tell whether a stale entry will do for now, while it is computed anew."""
+    return not options.revalidates and _is_within(entry, options.stale_while_revalidate)
+
+
 def _is_within(entry: Entry, seconds: float) -> bool:
     """Tell whether an entry has been stale for less than so many seconds."""
     return entry.expires_at is not None and time.time() < entry.expires_at + seconds
@@ -506,6 +535,17 @@ def require_response(response: object) -> None:
     """Refuse what is no response."""
     if not isinstance(response, CachedResponse):
         raise TypeError(f"a response must be a CachedResponse, not {type(response).__name__}")
+
+
+def seconds_to_wait(timeout: object) -> float | None:
+    """Return a caller's timeout, 0 for one that has passed, None for one that never will; refuse what is none."""
+    if timeout is None:
+        return None
+    if not isinstance(timeout, (int, float)) or isinstance(timeout, bool):
+        raise TypeError(f"timeout must be a number of seconds or None, not {type(timeout).__name__}")
+    if timeout != timeout:  # noqa: PLR0124 - NaN
+        raise ValueError(f"timeout must be a number of seconds or None, not {timeout!r}")
+    return None if timeout > threading.TIMEOUT_MAX else max(0.0, timeout)
 
 
 def require_ttl(field: str, seconds: object) -> None:

@@ -10,9 +10,11 @@ from collections.abc import Awaitable, Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from llm_edge_cache.core import Begun, Look
 from llm_edge_cache.effects import AsyncWorld, Steps, WaitForFlight, perform_async
-from llm_edge_cache.engine import DEFAULT_L1, Engine, FetchOptions
+from llm_edge_cache.engine import DEFAULT_L1, Engine, FetchOptions, seconds_to_wait
 from llm_edge_cache.errors import ComputeError
 from llm_edge_cache.invalidation import Invalidation
 from llm_edge_cache.keys import tier_key
@@ -201,7 +203,7 @@ class CacheManager:
             ttl_jitter=ttl_jitter,
             negative_ttl=negative_ttl,
         )
-        return (await self._fetch(found, compute, options, timeout)).response
+        return (await self._fetch(found, compute, options, seconds_to_wait(timeout))).response
 
     async def invalidate(self, request: CacheableRequest) -> None:
         """Make a request's response void: on this host when this returns, on the others within moments."""
@@ -258,9 +260,10 @@ class CacheManager:
 
     async def _fetch(self, look: Look, compute: AsyncCompute, options: FetchOptions, timeout: float | None) -> Served:
         stale = self._engine.stale_while_revalidating(look, options)
-        flight = self._share(look, compute, options, count=stale is None)
         if stale is not None:
+            self._begin_revalidation(look, compute, options)
             return stale
+        flight = self._share(look, compute, options)
         # Neither a caller that is cancelled nor one whose time is up takes the task with it.
         await asyncio.wait((flight.task,), timeout=timeout)
         if not flight.task.done():
@@ -268,15 +271,21 @@ class CacheManager:
         if flight.task.cancelled():
             # Not CancelledError: nobody has cancelled this caller, and it would seem so to a task group around it.
             raise ComputeError("the computation was cancelled: by itself, or because the cache was closed")
-        return flight.task.result()
+        served = flight.task.result()
+        if served.is_due:
+            self._begin_revalidation(look, compute, options)
+        return served
 
-    def _share(self, look: Look, compute: AsyncCompute, options: FetchOptions, *, count: bool) -> _LocalFlight:
+    def _begin_revalidation(self, look: Look, compute: AsyncCompute, options: FetchOptions) -> None:
+        self._share(look, compute, msgspec.structs.replace(options, revalidates=True))
+
+    def _share(self, look: Look, compute: AsyncCompute, options: FetchOptions) -> _LocalFlight:
         """Return this loop's flight of the key, started if there is none that may still be joined."""
         state = self._state()
         flight = state.flights.get(look.key)
         # 1 A computes K  2 invalidate(K) returns  3 B asks for K: what A computes is too old for B.
         if flight is not None and not self._core.has_overtaken(flight.begun, look.key, flight.tags):
-            if count:
+            if not options.revalidates:
                 self._engine.slab._count(Counter.COALESCED)
             return flight
         loop = asyncio.get_running_loop()

@@ -10,6 +10,7 @@ specification".
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Generator, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias

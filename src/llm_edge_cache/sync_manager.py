@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
+import msgspec
+
 from llm_edge_cache.core import Begun, Look
 from llm_edge_cache.effects import Steps, perform
-from llm_edge_cache.engine import DEFAULT_L1, NEVER, Engine, FetchOptions, OutOfTimeError
+from llm_edge_cache.engine import DEFAULT_L1, NEVER, Engine, FetchOptions, OutOfTimeError, seconds_to_wait
 from llm_edge_cache.invalidation import Invalidation
 from llm_edge_cache.keys import tier_key
 from llm_edge_cache.lookup import CacheHealthStatus, L1Hit, LookupResult, MetricsSnapshot, Served
@@ -163,7 +165,7 @@ class SyncCacheManager:
             ttl_jitter=ttl_jitter,
             negative_ttl=negative_ttl,
         )
-        return self._fetch(found, compute, options, timeout).response
+        return self._fetch(found, compute, options, seconds_to_wait(timeout)).response
 
     def invalidate(self, request: CacheableRequest) -> None:
         """Make a request's response void: on this host when this returns, on the others within moments."""
@@ -228,9 +230,12 @@ class SyncCacheManager:
             while True:
                 served = self._lead_or_wait(look, compute, options, until_ns)
                 if served is not None:
-                    return served
+                    break
         except OutOfTimeError:
             raise TimeoutError(f"no response within {timeout} s") from None
+        if served.is_due:
+            self._begin_revalidation(look, compute, options)
+        return served
 
     def _lead_or_wait(self, look: Look, compute: Compute, options: FetchOptions, until_ns: int) -> Served | None:
         """Return the value; None where this process's leader gave up, and the next one has to lead."""
@@ -246,7 +251,7 @@ class SyncCacheManager:
     def _begin_revalidation(self, look: Look, compute: Compute, options: FetchOptions) -> None:
         flight, leads = self._join(look, options)
         if leads:
-            lead = (flight, look.key, compute, options)
+            lead = (flight, look.key, compute, msgspec.structs.replace(options, revalidates=True))
             threading.Thread(target=self._revalidate, args=lead, name="llm-edge-cache-revalidate", daemon=True).start()
 
     def _join(self, look: Look, options: FetchOptions) -> tuple[_LocalFlight, bool]:

@@ -142,7 +142,7 @@ class AnswerFlights:
         if entry is not None:
             self._replay(entry, broadcast, "l1")
             return True, None
-        found = await self._manager.perform(self._engine.claim(lead))
+        found = await self._manager.perform(self._engine.claim(lead, self._options(exchange)))
         stale = look.entry
         if isinstance(found, Found):
             if not found.is_stale:
@@ -151,6 +151,10 @@ class AnswerFlights:
                 return True, None
             stale = found.entry
         return False, stale if self._may_stand_in(stale, exchange) else None
+
+    def _options(self, exchange: Exchange) -> FetchOptions:
+        ttl = min(exchange.controls.ttl or self._config.ttl, self._config.ttl_most)
+        return FetchOptions(l1_ttl=ttl, l2_ttl=ttl, stale_if_error=self._config.stale_if_error)
 
     def _may_stand_in(self, stale: Entry | None, exchange: Exchange) -> bool:
         """Tell whether operator and request allow this answer in place of an error (RFC 5861, section 4)."""
@@ -208,9 +212,8 @@ class AnswerFlights:
             end = End()
             if store and judged.storable and broadcast.head is not None:
                 microseconds = (time.monotonic_ns() - started) // 1000
-                ttl = min(exchange.controls.ttl or self._config.ttl, self._config.ttl_most)
-                entry = entry_of(broadcast.head, broadcast.body, judged, microseconds, ttl)
-                options = FetchOptions(l1_ttl=ttl, l2_ttl=ttl, stale_if_error=self._config.stale_if_error)
+                options = self._options(exchange)
+                entry = entry_of(broadcast.head, broadcast.body, judged, microseconds, options.l1_ttl or 0.0)
                 if await self._manager.perform(self._engine.has_kept_lease(lead)):
                     is_kept = self._engine.keep(lead, begun, entry, options)
         except UpstreamFailureError as failure:
