@@ -46,7 +46,6 @@ LOOKUP_L2, GET = "lookup, L2 hit", "redis-py GET"
 DISTRIBUTIONS = ("msgspec", "redis", "hiredis", "litellm")
 ANSWER = "x" * 1024
 REQUESTS = 64
-CODEC_HEADER_BYTES = 9  # of an entry in the slab: format and checksum
 Fields = dict[str, Any]
 Rounds = dict[str, list[float]]  # ns a call, one figure a round
 
@@ -94,7 +93,7 @@ def floor_of(manager: SyncCacheManager, requests: list[Fields]) -> Callable[[Fie
     decode = msgspec.msgpack.Decoder(Entry).decode
     get, sha256 = manager.slab.get, hashlib.sha256
     key = generate_cache_key(CacheableRequest(**requests[0])).encode()
-    body = (get(key) or b"")[CODEC_HEADER_BYTES:]
+    body = get(key) or b""
 
     def floor(fields: Fields) -> object:
         sha256(encode(fields)).hexdigest()

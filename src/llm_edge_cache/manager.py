@@ -72,6 +72,7 @@ class CacheManager:
     ) -> None:
         self._engine = Engine(l1, l2, slab)
         self._core = self._engine.core
+        self._look = self._core.look
         self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Loop] = weakref.WeakKeyDictionary()
 
     # ---- life ----
@@ -109,13 +110,17 @@ class CacheManager:
         Returns:
             L1Hit, L2Hit (its response is in L1 from now on), or Miss; each has ``is_hit`` and ``response``.
         """
-        found = self._engine.lookup(request)
-        if not isinstance(found, Look):
+        look = self._look
+        found = look(tier_key(request))
+        if isinstance(found, L1Hit):
             return found
+        missed = self._engine.missed(request, found)
+        if not isinstance(missed, Look):
+            return missed
         if not self._engine.is_open:
             await self.open()
         world = AsyncWorld(self._state().redis, self._wait, None, self._engine.end_of_operation())
-        return await perform_async(self._core.lookup_l2(found), world)
+        return await perform_async(self._core.lookup_l2(missed), world)
 
     async def store(
         self,
@@ -187,8 +192,8 @@ class CacheManager:
             Whatever `compute` raised, to every caller of this event loop that waited for it; nothing is stored then.
         """
         key = tier_key(request)
-        found = self._core.look(key)
-        if type(found) is L1Hit:
+        found = self._look(key)
+        if isinstance(found, L1Hit):
             return found.response
         if not isinstance(found, Look):
             return None

@@ -76,6 +76,7 @@ class SyncCacheManager:
     ) -> None:
         self._engine = Engine(l1, l2, slab)
         self._core = self._engine.core
+        self._look = self._core.look
         self._start_over()
         self._engine.fork_hooks.append(self._start_over)
 
@@ -107,11 +108,15 @@ class SyncCacheManager:
 
     def lookup(self, request: CacheableRequest) -> LookupResult:
         """Look a request up in L1, then in L2; as CacheManager.lookup."""
-        found = self._engine.lookup(request)
-        if not isinstance(found, Look):
+        look = self._look
+        found = look(tier_key(request))
+        if isinstance(found, L1Hit):
             return found
+        missed = self._engine.missed(request, found)
+        if not isinstance(missed, Look):
+            return missed
         self._open_once()
-        return perform(self._core.lookup_l2(found), self._engine.world(until=self._engine.end_of_operation()))
+        return perform(self._core.lookup_l2(missed), self._engine.world(until=self._engine.end_of_operation()))
 
     def store(
         self,
@@ -149,8 +154,8 @@ class SyncCacheManager:
         wait for that of another thread, process or host. A revalidation runs in a thread of its own.
         """
         key = tier_key(request)
-        found = self._core.look(key)
-        if type(found) is L1Hit:
+        found = self._look(key)
+        if isinstance(found, L1Hit):
             return found.response
         if not isinstance(found, Look):
             return None
