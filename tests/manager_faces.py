@@ -12,7 +12,8 @@ from redis_servers import wait_for
 
 from llm_edge_cache import CacheableRequest, CachedResponse, CacheManager, L1Config, L2Config, SyncCacheManager
 from llm_edge_cache.breaker import OPEN_FROM
-from llm_edge_cache.engine import Engine, request_key
+from llm_edge_cache.engine import Engine
+from llm_edge_cache.keys import tier_key
 from llm_edge_cache.regions import Counter, Word
 
 MiB = 1 << 20
@@ -88,13 +89,13 @@ class Face:
         return self.engine.slab._word(Word.BREAKER) >= OPEN_FROM
 
     def redis_name(self, request: CacheableRequest) -> bytes:
-        return self.prefix + request_key(request)
+        return self.prefix + tier_key(request)
 
     # ---- steps that tests are made of ----
 
     def forget(self, request: CacheableRequest) -> None:
         """Let L1 lose what it has, as it does when an entry is evicted."""
-        self.engine.slab.delete(request_key(request))
+        self.engine.slab.delete(tier_key(request))
 
     def put_in_redis(self, request: CacheableRequest, **options: Any) -> None:
         """Store the answer in Redis alone."""
