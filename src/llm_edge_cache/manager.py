@@ -14,7 +14,7 @@ from llm_edge_cache.core import Begun, Look
 from llm_edge_cache.effects import AsyncWorld, Steps, WaitForFlight, perform_async
 from llm_edge_cache.engine import DEFAULT_L1, Engine, FetchOptions
 from llm_edge_cache.errors import ComputeError
-from llm_edge_cache.invalidation import Invalidation
+from llm_edge_cache.invalidation import Invalidation, key_invalidation, tag_invalidation, tags_of
 from llm_edge_cache.keys import tier_key
 from llm_edge_cache.lookup import CacheHealthStatus, L1Hit, LookupResult, MetricsSnapshot, Served
 from llm_edge_cache.model import CacheableRequest, CachedResponse
@@ -145,7 +145,7 @@ class CacheManager:
         Returns:
             Whether it is in L1 now.
         """
-        return self._engine.store(request, response, l1_ttl, l2_ttl, tuple(tags))
+        return self._engine.store(request, response, l1_ttl, l2_ttl, tags_of(tags))
 
     async def store_with_ttl(self, request: CacheableRequest, response: CachedResponse, ttl: float) -> bool:
         """Store a response for so many seconds in both tiers."""
@@ -200,7 +200,7 @@ class CacheManager:
         options = FetchOptions(
             l1_ttl=l1_ttl,
             l2_ttl=l2_ttl,
-            tags=tuple(tags),
+            tags=tags_of(tags),
             stale_while_revalidate=stale_while_revalidate,
             stale_if_error=stale_if_error,
             ttl_jitter=ttl_jitter,
@@ -210,12 +210,11 @@ class CacheManager:
 
     async def invalidate(self, request: CacheableRequest) -> None:
         """Make a request's response void: on this host when this returns, on the others within moments."""
-        request.__dict__.pop("_begun", None)
-        await self._invalidate(Invalidation("key", tier_key(request).decode()))
+        await self._invalidate(key_invalidation(request))
 
     async def invalidate_tag(self, tag: str) -> None:
         """Make every response that was stored under a tag void."""
-        await self._invalidate(Invalidation("tag", tag))
+        await self._invalidate(tag_invalidation(tag))
 
     async def clear_all(self) -> None:
         """Make everything void, in Redis too; what costs the same however much that is."""

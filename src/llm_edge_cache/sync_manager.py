@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from llm_edge_cache.core import Begun, Look
 from llm_edge_cache.effects import Steps, perform
 from llm_edge_cache.engine import DEFAULT_L1, NEVER, Engine, FetchOptions, OutOfTimeError
-from llm_edge_cache.invalidation import Invalidation
+from llm_edge_cache.invalidation import Invalidation, key_invalidation, tag_invalidation, tags_of
 from llm_edge_cache.keys import tier_key
 from llm_edge_cache.lookup import CacheHealthStatus, L1Hit, LookupResult, MetricsSnapshot, Served
 from llm_edge_cache.model import CacheableRequest, CachedResponse
@@ -128,7 +128,7 @@ class SyncCacheManager:
         tags: Iterable[str] = (),
     ) -> bool:
         """Store a response: in L1 at once, in Redis without waiting for it; as CacheManager.store."""
-        return self._engine.store(request, response, l1_ttl, l2_ttl, tuple(tags))
+        return self._engine.store(request, response, l1_ttl, l2_ttl, tags_of(tags))
 
     def store_with_ttl(self, request: CacheableRequest, response: CachedResponse, ttl: float) -> bool:
         """Store a response for so many seconds in both tiers."""
@@ -162,7 +162,7 @@ class SyncCacheManager:
         options = FetchOptions(
             l1_ttl=l1_ttl,
             l2_ttl=l2_ttl,
-            tags=tuple(tags),
+            tags=tags_of(tags),
             stale_while_revalidate=stale_while_revalidate,
             stale_if_error=stale_if_error,
             ttl_jitter=ttl_jitter,
@@ -172,12 +172,11 @@ class SyncCacheManager:
 
     def invalidate(self, request: CacheableRequest) -> None:
         """Make a request's response void: on this host when this returns, on the others within moments."""
-        request.__dict__.pop("_begun", None)
-        self._invalidate(Invalidation("key", tier_key(request).decode()))
+        self._invalidate(key_invalidation(request))
 
     def invalidate_tag(self, tag: str) -> None:
         """Make every response that was stored under a tag void."""
-        self._invalidate(Invalidation("tag", tag))
+        self._invalidate(tag_invalidation(tag))
 
     def clear_all(self) -> None:
         """Make everything void, in Redis too; what costs the same however much that is."""
