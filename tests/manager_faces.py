@@ -10,7 +10,15 @@ from typing import Any
 
 from redis_servers import wait_for
 
-from llm_edge_cache import CacheableRequest, CachedResponse, CacheManager, L1Config, L2Config, SyncCacheManager
+from llm_edge_cache import (
+    CacheableRequest,
+    CachedResponse,
+    CacheManager,
+    L1Config,
+    L2Config,
+    SharedSlab,
+    SyncCacheManager,
+)
 from llm_edge_cache.breaker import OPEN_FROM
 from llm_edge_cache.engine import Engine
 from llm_edge_cache.keys import tier_key
@@ -23,12 +31,12 @@ KINDS = ("threads", "asyncio")
 class _AsyncFace:
     """A CacheManager on an event loop of its own, in a thread of its own; its methods block."""
 
-    def __init__(self, l1: L1Config, l2: L2Config, *, debug: bool) -> None:
+    def __init__(self, manager: CacheManager, *, debug: bool) -> None:
         self.loop = asyncio.new_event_loop()
         self.loop.set_debug(debug)
         self._thread = threading.Thread(target=self.loop.run_forever, name="async face", daemon=True)
         self._thread.start()
-        self.manager = CacheManager(l1, l2)
+        self.manager = manager
 
     def _do(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(60)
@@ -52,16 +60,32 @@ class Face:
     Args:
         kind: "threads" or "asyncio".
         name: The slab's.
-        url: Redis's.
+        url: Redis's; None: there is none.
+        l1: The first tier, in place of a small one of that name.
+        slab: A slab for it.
         debug: Run the event loop in asyncio's debug mode.
         options: Further fields of L2Config.
     """
 
-    def __init__(self, kind: str, name: str, url: str, *, debug: bool = False, **options: Any) -> None:
-        l1 = L1Config(name=name, memory_bytes=4 * MiB)
-        l2 = L2Config(url, **options)
-        self.prefix = l2.key_prefix.encode()
-        self.cache: Any = SyncCacheManager(l1, l2) if kind == "threads" else _AsyncFace(l1, l2, debug=debug)
+    def __init__(
+        self,
+        kind: str,
+        name: str,
+        url: str | None = None,
+        *,
+        l1: L1Config | None = None,
+        slab: SharedSlab | None = None,
+        debug: bool = False,
+        **options: Any,
+    ) -> None:
+        l1 = l1 or L1Config(name=name, memory_bytes=4 * MiB)
+        l2 = None if url is None else L2Config(url, **options)
+        self.prefix = b"" if l2 is None else l2.key_prefix.encode()
+        self.cache: Any = (
+            SyncCacheManager(l1, l2, slab=slab)
+            if kind == "threads"
+            else _AsyncFace(CacheManager(l1, l2, slab=slab), debug=debug)
+        )
         self.engine: Engine = self.cache._engine
 
     def __getattr__(self, name: str) -> Any:

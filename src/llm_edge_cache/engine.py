@@ -35,7 +35,7 @@ from llm_edge_cache.errors import ComputeError, SlabClosedError
 from llm_edge_cache.flight import Flights, Lead, Running
 from llm_edge_cache.invalidation import Invalidator
 from llm_edge_cache.keys import tier_key
-from llm_edge_cache.lookup import CacheHealthStatus, LookupResult, MetricsSnapshot, Miss, Served, Source
+from llm_edge_cache.lookup import CacheHealthStatus, MetricsSnapshot, Miss, Served, Source
 from llm_edge_cache.model import CacheableRequest, CachedResponse
 from llm_edge_cache.redis_client import RedisClient, parse_redis_url
 from llm_edge_cache.redis_tier import LEASE_MS, Busy, Found, Leased, RedisTier, Unanswered
@@ -191,11 +191,10 @@ class Engine:
 
     # ---- operations, as steps ----
 
-    def lookup(self, request: CacheableRequest) -> LookupResult | Look:
-        """Look a request up in L1. A Look is what `lookup_l2` goes on from."""
-        found = self.core.look(tier_key(request))
-        if not isinstance(found, Look):
-            return found or _MISS
+    def missed(self, request: CacheableRequest, found: Look | None) -> Miss | Look:
+        """Say how a look-up goes on that had no hit in L1 (`Core.look`): with `lookup_l2`, if this is a Look."""
+        if found is None:
+            return _MISS
         # For the store() that follows: 1 lookup misses  2 the caller computes  3 another invalidates  4 store() of what
         # was computed before must be refused.
         request.__dict__["_begun"] = (self.core, found.begun)

@@ -16,7 +16,7 @@ from llm_edge_cache.core import Begun, Look
 from llm_edge_cache.effects import AsyncWorld, Steps, WaitForFlight, perform_async
 from llm_edge_cache.engine import DEFAULT_L1, Engine, FetchOptions, seconds_to_wait
 from llm_edge_cache.errors import ComputeError
-from llm_edge_cache.invalidation import Invalidation
+from llm_edge_cache.invalidation import Invalidation, key_invalidation, tag_invalidation, tags_of
 from llm_edge_cache.keys import tier_key
 from llm_edge_cache.lookup import CacheHealthStatus, L1Hit, LookupResult, MetricsSnapshot, Served
 from llm_edge_cache.model import CacheableRequest, CachedResponse
@@ -74,6 +74,7 @@ class CacheManager:
     ) -> None:
         self._engine = Engine(l1, l2, slab)
         self._core = self._engine.core
+        self._look = self._core.look
         self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Loop] = weakref.WeakKeyDictionary()
 
     # ---- life ----
@@ -111,13 +112,17 @@ class CacheManager:
         Returns:
             L1Hit, L2Hit (its response is in L1 from now on), or Miss; each has ``is_hit`` and ``response``.
         """
-        found = self._engine.lookup(request)
-        if not isinstance(found, Look):
+        look = self._look
+        found = look(tier_key(request))
+        if isinstance(found, L1Hit):
             return found
+        missed = self._engine.missed(request, found)
+        if not isinstance(missed, Look):
+            return missed
         if not self._engine.is_open:
             await self.open()
         world = AsyncWorld(self._state().redis, self._wait, None, self._engine.end_of_operation())
-        return await perform_async(self._core.lookup_l2(found), world)
+        return await perform_async(self._core.lookup_l2(missed), world)
 
     async def store(
         self,
@@ -142,7 +147,7 @@ class CacheManager:
         Returns:
             Whether it is in L1 now.
         """
-        return self._engine.store(request, response, l1_ttl, l2_ttl, tuple(tags))
+        return self._engine.store(request, response, l1_ttl, l2_ttl, tags_of(tags))
 
     async def store_with_ttl(self, request: CacheableRequest, response: CachedResponse, ttl: float) -> bool:
         """Store a response for so many seconds in both tiers."""
@@ -189,15 +194,15 @@ class CacheManager:
             Whatever `compute` raised, to every caller of this event loop that waited for it; nothing is stored then.
         """
         key = tier_key(request)
-        found = self._core.look(key)
-        if type(found) is L1Hit:
+        found = self._look(key)
+        if isinstance(found, L1Hit):
             return found.response
         if not isinstance(found, Look):
             return None
         options = FetchOptions(
             l1_ttl=l1_ttl,
             l2_ttl=l2_ttl,
-            tags=tuple(tags),
+            tags=tags_of(tags),
             stale_while_revalidate=stale_while_revalidate,
             stale_if_error=stale_if_error,
             ttl_jitter=ttl_jitter,
@@ -207,12 +212,11 @@ class CacheManager:
 
     async def invalidate(self, request: CacheableRequest) -> None:
         """Make a request's response void: on this host when this returns, on the others within moments."""
-        request.__dict__.pop("_begun", None)
-        await self._invalidate(Invalidation("key", tier_key(request).decode()))
+        await self._invalidate(key_invalidation(request))
 
     async def invalidate_tag(self, tag: str) -> None:
         """Make every response that was stored under a tag void."""
-        await self._invalidate(Invalidation("tag", tag))
+        await self._invalidate(tag_invalidation(tag))
 
     async def clear_all(self) -> None:
         """Make everything void, in Redis too; what costs the same however much that is."""

@@ -14,7 +14,7 @@ import msgspec
 from llm_edge_cache.core import Begun, Look
 from llm_edge_cache.effects import Steps, perform
 from llm_edge_cache.engine import DEFAULT_L1, NEVER, Engine, FetchOptions, OutOfTimeError, seconds_to_wait
-from llm_edge_cache.invalidation import Invalidation
+from llm_edge_cache.invalidation import Invalidation, key_invalidation, tag_invalidation, tags_of
 from llm_edge_cache.keys import tier_key
 from llm_edge_cache.lookup import CacheHealthStatus, L1Hit, LookupResult, MetricsSnapshot, Served
 from llm_edge_cache.model import CacheableRequest, CachedResponse
@@ -78,6 +78,7 @@ class SyncCacheManager:
     ) -> None:
         self._engine = Engine(l1, l2, slab)
         self._core = self._engine.core
+        self._look = self._core.look
         self._start_over()
         self._engine.fork_hooks.append(self._start_over)
 
@@ -109,11 +110,15 @@ class SyncCacheManager:
 
     def lookup(self, request: CacheableRequest) -> LookupResult:
         """Look a request up in L1, then in L2; as CacheManager.lookup."""
-        found = self._engine.lookup(request)
-        if not isinstance(found, Look):
+        look = self._look
+        found = look(tier_key(request))
+        if isinstance(found, L1Hit):
             return found
+        missed = self._engine.missed(request, found)
+        if not isinstance(missed, Look):
+            return missed
         self._open_once()
-        return perform(self._core.lookup_l2(found), self._engine.world(until=self._engine.end_of_operation()))
+        return perform(self._core.lookup_l2(missed), self._engine.world(until=self._engine.end_of_operation()))
 
     def store(
         self,
@@ -125,7 +130,7 @@ class SyncCacheManager:
         tags: Iterable[str] = (),
     ) -> bool:
         """Store a response: in L1 at once, in Redis without waiting for it; as CacheManager.store."""
-        return self._engine.store(request, response, l1_ttl, l2_ttl, tuple(tags))
+        return self._engine.store(request, response, l1_ttl, l2_ttl, tags_of(tags))
 
     def store_with_ttl(self, request: CacheableRequest, response: CachedResponse, ttl: float) -> bool:
         """Store a response for so many seconds in both tiers."""
@@ -151,15 +156,15 @@ class SyncCacheManager:
         wait for that of another thread, process or host. A revalidation runs in a thread of its own.
         """
         key = tier_key(request)
-        found = self._core.look(key)
-        if type(found) is L1Hit:
+        found = self._look(key)
+        if isinstance(found, L1Hit):
             return found.response
         if not isinstance(found, Look):
             return None
         options = FetchOptions(
             l1_ttl=l1_ttl,
             l2_ttl=l2_ttl,
-            tags=tuple(tags),
+            tags=tags_of(tags),
             stale_while_revalidate=stale_while_revalidate,
             stale_if_error=stale_if_error,
             ttl_jitter=ttl_jitter,
@@ -169,12 +174,11 @@ class SyncCacheManager:
 
     def invalidate(self, request: CacheableRequest) -> None:
         """Make a request's response void: on this host when this returns, on the others within moments."""
-        request.__dict__.pop("_begun", None)
-        self._invalidate(Invalidation("key", tier_key(request).decode()))
+        self._invalidate(key_invalidation(request))
 
     def invalidate_tag(self, tag: str) -> None:
         """Make every response that was stored under a tag void."""
-        self._invalidate(Invalidation("tag", tag))
+        self._invalidate(tag_invalidation(tag))
 
     def clear_all(self) -> None:
         """Make everything void, in Redis too; what costs the same however much that is."""
