@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import ssl
@@ -14,12 +15,13 @@ from urllib.parse import quote
 import pytest
 import trustme
 from fault_proxy import FaultProxy
+from redis._parsers import _RESP2Parser
 from redis_faces import Face, make_face
 from redis_servers import RedisServer
 
 from llm_edge_cache.errors import RedisConfigError
 from llm_edge_cache.redis_client import Batch, Call, RedisClient, RedisTrouble
-from llm_edge_cache.redis_links import LinkMaker
+from llm_edge_cache.redis_links import LinkMaker, _TimedSocket
 from llm_edge_cache.redis_route import Node
 from llm_edge_cache.redis_target import parse_redis_url
 
@@ -167,12 +169,60 @@ def test_a_file_that_cannot_be_used_is_a_clear_error(option: str, tmp_path: Path
 @both
 def test_a_receiver_that_takes_nothing_ends_sending_at_the_deadline(kind: str, make: Callable[..., Face]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        face = make(kind, f"redis://127.0.0.1:{silent.getsockname()[1]}")
+        silent.settimeout(10)
+        face = make(kind, f"redis://127.0.0.1:{silent.getsockname()[1]}", operation_timeout=2.0)
+        size = 32 << 20
         start = time.monotonic()
         with pytest.raises(RedisTrouble) as caught:
-            face.run(Call(("SET", "k", b"x" * (32 << 20))))
+            face.run(Call(("SET", "k", b"x" * size)))
         assert caught.value.reason == "timeout"
-        assert time.monotonic() - start < 10 * TIMEOUT
+        assert time.monotonic() - start < 20
+        received = 0
+        with silent.accept()[0] as peer, contextlib.suppress(ConnectionResetError):
+            while data := peer.recv(1 << 20):
+                received += len(data)
+        assert received < size  # what was not sent by then was thrown away with the connection
+
+
+class SlowClock(socket.socket):
+    """A socket that never has anything and notes how long it was told to wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.timeouts: list[float] = []
+
+    def settimeout(self, timeout: float | None) -> None:
+        self.timeouts.append(timeout or 0.0)
+
+    def recv(self, *_: Any) -> bytes:
+        return b"x"
+
+
+def test_a_socket_never_waits_much_longer_than_what_is_left() -> None:
+    link = LinkMaker(parse_redis_url("redis://localhost")).make(Node("localhost", 1))
+    with SlowClock() as raw:
+        timed = _TimedSocket(raw, link)
+        for left in (10.0, 9.99, 9.0, 1.0, 0.5, 10.0):
+            link.deadline = time.monotonic() + left
+            timed.recv(1)
+            assert left * 0.9 < raw.timeouts[-1] < left * 1.1
+        assert len(raw.timeouts) == 5  # 9.99 s were near enough to 10 s
+
+
+def test_redis_py_s_own_parser_looks_for_what_arrived_without_waiting() -> None:
+    with RedisServer() as server:
+        maker = LinkMaker(parse_redis_url(server.url))
+        link = maker.make(Node(*server.address))
+        link.set_parser(_RESP2Parser)
+        ping = maker.pack([("PING",)])
+        for _ in range(2):
+            assert link.exchange(ping, 1, time.monotonic() + 60) == [b"PONG"]
+            start = time.monotonic()
+            assert link.is_sound()
+            assert time.monotonic() - start < 30
+        server.kill()
+        assert not link.is_sound()
+        link.disconnect()
 
 
 def test_a_link_s_repr_shows_no_password() -> None:

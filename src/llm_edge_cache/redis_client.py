@@ -153,7 +153,8 @@ class RedisClient(_ClientBase[Link]):
 
     Args:
         target: Which Redis. Nothing is connected before the first command.
-        operation_timeout: Seconds that one command may take in all, connecting included where that is needed.
+        operation_timeout: Seconds that one command may take in all, connecting included where that is needed. Only the
+            resolver of host names does not know of it: give an address where the name service may hang.
         connection_timeout: Seconds that `connect` may take.
         max_connections: How many commands may be under way at once; further ones wait, within their time.
 

@@ -174,16 +174,26 @@ class AsyncLink(aio.AbstractConnection):
 
     async def is_sound(self) -> bool:
         """As Link.is_sound."""
+        # A reset leaves no end of file for redis-py to see, and on Python 3.13 writing after one is an AttributeError.
+        if self._writer is None or self._writer.is_closing():
+            return False
         look = getattr(self, "can_read", None) or self.can_read_destructive  # its name before redis-py 8
         try:
             return not await look()
         except exceptions.RedisError:
             return False
 
-    async def drop(self) -> None:
-        """Close at once. To close in good order could wait for a peer that is gone, with bytes that nobody takes."""
+    async def disconnect(self, *args: Any, **kwargs: Any) -> None:
+        """Close at once; redis-py calls this too, whenever something went wrong.
+
+        To close in good order would first send what is buffered, to a peer that may be gone and take nothing.
+        """
         if self._writer is not None:
             self._writer.transport.abort()
+        await super().disconnect(*args, **kwargs)
+
+    async def drop(self) -> None:
+        """Close without waiting for anything, also while being cancelled."""
         await self.disconnect(nowait=True)
 
 
