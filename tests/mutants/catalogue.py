@@ -61,7 +61,7 @@ MUTANTS = [
         "index.c",
         "    control_add(bucket_of(view, slot), LEC_VERSION_ONE);    /* U2 */\n",
         "",
-        "plain/test_threads",
+        "weak/test_weakmem",
         "a reader cannot tell that what it copied was given away",
     ),
     Mutant(

@@ -48,8 +48,8 @@ class Outcome:
 
 
 def copy_tree(source: Path, target: Path) -> Path:
-    """Copies what building the C programs needs."""
-    for part in ("src/kernel", "tests/c", "tests/fuzz"):
+    """Copies what building and running the C programs needs."""
+    for part in ("src/kernel", "tests/c", "tests/fuzz", "bench"):
         shutil.copytree(source / part, target / part)
     return target
 
