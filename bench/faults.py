@@ -202,15 +202,16 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one trial each: shows that it runs")
+    parser.add_argument("--quick", action="store_true", help="one trial of two faults: shows that it runs")
     parser.add_argument("--trials", type=int, default=20, help="of a kill and of a stop; a quarter of the others")
     parser.add_argument("--json", type=Path, default=RESULTS / "faults.json", help="result file (default: %(default)s)")
     arguments = parser.parse_args()
     provenance = Provenance(None, DISTRIBUTIONS)
     trials = 1 if arguments.quick else arguments.trials
+    faults = ("killed", "full") if arguments.quick else (*OUTAGES, *REFUSALS)
     rows = [
         measure(fault, kind, trials if fault in RESTARTS else math.ceil(trials / 4))
-        for fault in (*OUTAGES, *REFUSALS)
+        for fault in faults
         for kind in ("threads", "asyncio")
     ]
     print_table(rows)
