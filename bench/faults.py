@@ -168,6 +168,7 @@ def _over(phase: str, milliseconds: list[float], alone: float) -> dict[str, Any]
         return {}
     return {
         f"{phase}_calls": len(milliseconds),
+        f"{phase}_median_ms": round(statistics.median(milliseconds), 3),
         f"{phase}_p99_over_ms": round(_quantile(milliseconds, 0.99) - alone, 3),
     }
 
@@ -190,12 +191,14 @@ def bars_of(rows: list[dict[str, Any]]) -> list[Bar]:
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    print(f"{'fault':<22}{'manager':<10}{'L1 p99':>9}{'first +':>10}{'open +':>9}{'back':>8}{'back p99':>10}")
+    print(
+        f"{'fault':<22}{'manager':<10}{'L1 p99':>9}{'first':>9}{'first +':>10}{'open +':>9}{'back':>8}{'back p99':>10}"
+    )
     for row in rows:
         cells = [row.get(name) for name in ("open_p99_over_ms", "back_median_s", "back_p99_s")]
         later, back, worst = ("-" if cell is None else f"{cell:.3f}" for cell in cells)
         print(
-            f"{row['fault']:<22}{row['kind']:<10}{row['alone_p99_ms']:>9.3f}{row['first_p99_over_ms']:>10.3f}"
+            f"{row['fault']:<22}{row['kind']:<10}{row['alone_p99_ms']:>9.3f}{row['first_median_ms']:>9.3f}{row['first_p99_over_ms']:>10.3f}"
             f"{later:>9}{back:>8}{worst:>10}"
         )
 
