@@ -123,9 +123,14 @@ class Face:
 
     def put_in_redis(self, request: CacheableRequest, **options: Any) -> None:
         """Store the answer in Redis alone."""
-        written = self.count(Counter.L2_WRITES)
-        self.cache.store(request, answer(request), **options)
-        wait_for(lambda: self.count(Counter.L2_WRITES) > written, "the deferred write has arrived")
+
+        def is_written() -> bool:
+            written = self.count(Counter.L2_WRITES)
+            self.cache.store(request, answer(request), **options)
+            self.flush()
+            return self.count(Counter.L2_WRITES) > written
+
+        wait_for(is_written, "the deferred write has arrived")
         self.forget(request)
 
     def flush(self) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import redis
 from fault_proxy import FaultProxy
 from redis_servers import RedisServer, free_port
 
@@ -57,6 +59,24 @@ def locked_out() -> Iterator[Trouble]:
         yield Trouble(server.url, change_password, change_back, {Counter.L2_ERROR_AUTH})
 
 
+@contextlib.contextmanager
+def busy() -> Iterator[Trouble]:
+    with RedisServer(options={"lua-time-limit": 10}) as server:
+
+        def run_for_ever() -> None:
+            with contextlib.suppress(redis.RedisError):
+                server.ask("EVAL", "while true do end", 0)
+
+        running = threading.Thread(target=run_for_ever, daemon=True)
+        yield Trouble(
+            server.url,
+            running.start,
+            lambda: server.ask("SCRIPT", "KILL"),
+            {Counter.L2_ERROR_LOADING, Counter.L2_ERROR_TIMEOUT},
+        )
+        running.join(10)
+
+
 OUTAGES: dict[str, Callable[[], contextlib.AbstractContextManager[Trouble]]] = {
     "killed": killed,
     "stopped": stopped,
@@ -66,6 +86,7 @@ OUTAGES: dict[str, Callable[[], contextlib.AbstractContextManager[Trouble]]] = {
     "reset in mid-reply": lambda: on_the_wire(lambda proxy: proxy.reset_mid_reply(3), Counter.L2_ERROR_CONNECTION),
     "no Redis": lambda: on_the_wire(lambda proxy: proxy.garbage(b"HTTP/1.1 400\r\n\r\n"), Counter.L2_ERROR_CONNECTION),
     "locked out": locked_out,
+    "busy": busy,
 }
 """Redis cannot serve."""
 

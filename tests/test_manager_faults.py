@@ -151,6 +151,19 @@ def test_a_redis_slower_than_a_request_may_be_passes_no_probe(kind: str, name: s
         assert face.count(Counter.BREAKER_OPENED) == 1
 
 
+def test_all_commands_of_a_look_up_share_one_operation_timeout(kind: str, name: str) -> None:
+    slow = on_the_wire(lambda proxy: proxy.delay(0.3))
+    with slow as trouble, Face(kind, name, trouble.url, operation_timeout_ms=500) as face:
+        face.wait_usable()
+        plain, tagged = fresh(), fresh()
+        face.put_in_redis(plain)
+        face.put_in_redis(tagged, tags=("tag",))
+        trouble.strike()
+        assert judge(plain, face.lookup(plain).response)  # one command
+        assert not face.lookup(tagged).is_hit  # two
+        assert face.count(Counter.L2_ERROR_TIMEOUT) >= 1
+
+
 # ---- a Redis that answers, but takes nothing ----
 
 
@@ -158,7 +171,7 @@ def test_a_redis_slower_than_a_request_may_be_passes_no_probe(kind: str, name: s
 def test_a_redis_that_takes_nothing_is_still_read_and_its_refusals_are_counted(
     kind: str, refusal: str, name: str
 ) -> None:
-    with REFUSALS[refusal]() as trouble, Face(kind, name, trouble.url) as face:
+    with REFUSALS[refusal]() as trouble, Face(kind, name, trouble.url, operation_timeout_ms=1000) as face:
         face.wait_usable()
         known = fresh("known")
         face.put_in_redis(known)
@@ -187,7 +200,7 @@ def test_a_redis_that_takes_nothing_is_still_read_and_its_refusals_are_counted(
 
 
 def test_a_slot_that_moves_costs_nothing(kind: str, name: str, cluster: RedisCluster) -> None:
-    with Face(kind, name, cluster.url, key_prefix=f"{name}:") as face:
+    with Face(kind, name, cluster.url, key_prefix=f"{name}:", operation_timeout_ms=1000) as face:
         face.wait_usable()
         known = fresh("known")
         face.put_in_redis(known)

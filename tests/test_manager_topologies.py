@@ -237,12 +237,11 @@ threads() if kind == "threads" else asyncio.run(coroutines())
 """
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_four_workers_hold_one_pool_each_and_one_stream_reader(kind: str, name: str) -> None:
+def test_four_workers_hold_one_pool_each_and_one_stream_reader(name: str) -> None:
     with RedisServer() as server, contextlib.ExitStack() as stack:
         workers = []
         for index in range(4):
-            command = [sys.executable, "-c", _WORKER, kind, name, server.url, str(index)]
+            command = [sys.executable, "-c", _WORKER, KINDS[index % 2], name, server.url, str(index)]
             worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             stack.callback(worker.communicate)
             workers.append(worker)
@@ -258,3 +257,16 @@ def test_four_workers_hold_one_pool_each_and_one_stream_reader(kind: str, name: 
         assert len(others) - len(readers) <= 4 * 3, json.dumps(others, indent=1)
         total = server.ask("INFO", "stats")["total_connections_received"]
         assert total <= len(others) + 4 * 3 + 20  # none for each operation (the test's own ones are among these)
+
+
+def test_who_reads_the_stream_no_longer_keeps_no_connection_for_it(name: str) -> None:
+    def is_waiting(server: RedisServer) -> bool:
+        with server.client() as client:
+            return any(other["cmd"] == "xread" for other in client.client_list())
+
+    with RedisServer() as server, Face("threads", name, server.url) as face:
+        wait_for(lambda: is_waiting(server), "it reads")
+        slab = face.engine.slab
+        slab._word_set(Word.READER_BEAT, 1 << 62)  # another one that lives for ever
+        slab._word_set(Word.READER, 2)
+        wait_for(lambda: not is_waiting(server), "the connection is closed")

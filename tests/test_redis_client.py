@@ -409,6 +409,22 @@ def test_a_connection_that_is_half_open(make: MakeFace, fault_proxy: FaultProxy)
     serves_again(face)
 
 
+def test_a_failure_closes_the_idle_connections_to_that_server(
+    make: MakeFace, fault_proxy: FaultProxy, redis_server: RedisServer
+) -> None:
+    """Each of them might be as dead, and would cost a timeout when its turn comes."""
+    face = make(fault_proxy.url)
+    fault_proxy.delay(0.1)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: face.run(PING), range(4)))
+    fault_proxy.half_open()
+    assert trouble_of(face).reason == "timeout"
+    fault_proxy.pass_on()
+    made = fault_proxy.accepted
+    assert face.run(PING) == b"PONG"
+    assert fault_proxy.accepted == made + 1
+
+
 def test_answers_that_trickle_end_at_the_deadline(
     make: MakeFace, redis_server: RedisServer, fault_proxy: FaultProxy, key: bytes
 ) -> None:

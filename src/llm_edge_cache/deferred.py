@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_edge_cache.effects import Steps
@@ -81,7 +81,7 @@ class DeferredWrites:
         """Take an item, and return at once. Returns False, with the drop counted, when the queue is full or closed."""
         with self._changed:
             if len(self._items) >= self._limit or self._is_closing:
-                self._slab._count(Counter.DROPPED_QUEUE_FULL)
+                self._slab._count(Counter.DROPPED_QUEUE_FULL, _writes_among([item]))
                 return False
             self._items.append(item)
             if self._thread is None:
@@ -101,7 +101,7 @@ class DeferredWrites:
         with self._changed:
             self._is_closing = True
             if self._items:
-                self._slab._count(Counter.DROPPED_UNAVAILABLE, len(self._items))
+                self._slab._count(Counter.DROPPED_UNAVAILABLE, _writes_among(self._items))
                 self._items.clear()
             self._changed.notify_all()
         return is_flushed
@@ -132,6 +132,11 @@ class DeferredWrites:
                 batch.append(item)
             self._in_hand = len(batch)
             return batch
+
+
+def _writes_among(items: Iterable[Item]) -> int:
+    """A lease that is not given up ends by itself: no loss."""
+    return sum(isinstance(item, Write) for item in items)
 
 
 def write_all(tier: RedisTier, slab: SharedSlab, items: list[Item]) -> Steps[None]:

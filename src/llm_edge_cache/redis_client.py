@@ -75,11 +75,11 @@ class _Idle(Generic[_AnyLink]):
     def put(self, link: _AnyLink, is_blocking: bool) -> None:
         self._links[link.node, is_blocking].append(link)
 
-    def drain(self, node: Node | None = None) -> list[_AnyLink]:
+    def drain(self, node: Node | None = None, *, blocking_only: bool = False) -> list[_AnyLink]:
         """Take out all, or all to one server."""
         drained: list[_AnyLink] = []
         for key in list(self._links):
-            if node is None or key[0] == node:
+            if (node is None or key[0] == node) and (key[1] or not blocking_only):
                 drained += self._links.pop(key, [])
         return drained
 
@@ -202,6 +202,11 @@ class RedisClient(_ClientBase[Link]):
             RedisTrouble: It did not.
         """
         self._drive(self._route.greet(), time.monotonic() + self._connection_timeout, False)
+
+    def close_blocking(self) -> None:
+        """Close the idle connections that were used for waiting; the next wait opens another."""
+        for link in self._idle.drain(blocking_only=True):
+            link.disconnect()
 
     def close(self) -> None:
         """Close every connection, one in use as soon as its command has ended. Further commands are refused."""

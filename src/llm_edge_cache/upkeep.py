@@ -127,6 +127,8 @@ class Upkeep:
             if self._sizer is not None and self._sizer.is_due(now_ns):
                 self._perform(self._sizer.sample(now_ns))
         else:
+            if self._redis is not None:
+                self._redis.close_blocking()  # it may have been the reader before: a host keeps one such connection
             self._stop.wait(_TICK_SECONDS)
 
     def _renew_if_due(self) -> None:
