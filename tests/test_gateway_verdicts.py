@@ -88,10 +88,11 @@ def test_an_error_event_anywhere_voids_a_stream(row: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("row", [row for row in STREAMS if row["expected"]["reason"] == "complete"], ids=named)
 @pytest.mark.parametrize("garbage", [b"data: \xff\n\n", b"data: {nor this\n\n", b"data: []\n\n", b": \xfe\n\n"])
-def test_garbage_voids_a_stream(row: dict[str, Any], garbage: bytes) -> None:
+def test_garbage_anywhere_voids_a_stream(row: dict[str, Any], garbage: bytes) -> None:
     frames = FrameSplitter().feed(row["response_body"].encode())
-    broken = b"".join([frames[0], garbage, *frames[1:]])
-    assert judge_stream(row, broken, 4096).reason == "unparsable"
+    for position in range(len(frames) + 1):
+        broken = b"".join([*frames[:position], garbage, *frames[position:]])
+        assert judge_stream(row, broken, 4096).reason == "unparsable"
 
 
 @pytest.mark.parametrize("row", [row for row in PLAIN if row["expected"]["reason"] == "complete"], ids=named)

@@ -63,7 +63,9 @@ ORDER = [
     "metrics",
     "__init__",
     "gateway",
+    "cli",
     "workers",
+    "__main__",
 ]
 
 

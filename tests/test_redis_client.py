@@ -18,19 +18,22 @@ from typing import Any
 
 import pytest
 from fault_proxy import FaultProxy
+from redis.utils import HIREDIS_AVAILABLE
 from redis_faces import AsyncFace, Face, make_face
 from redis_servers import RedisServer, wait_for
 
 from llm_edge_cache.redis_client import AsyncRedisClient, Batch, Call, LuaScript, RedisClient, RedisTrouble, Script
 from llm_edge_cache.redis_target import parse_redis_url
 
-TIMEOUT = 0.3  # seconds; the operation timeout wherever no other is said
+TIMEOUT = 0.2  # seconds; the operation timeout wherever no other is said
 LATE = 10 * TIMEOUT  # a bound that holds is well below it, a broken one well above
 PING = Call(("PING",))
 ECHO = LuaScript("return {KEYS[1], ARGV[1]}")
 PUT = LuaScript("return redis.call('SET', KEYS[1], ARGV[1])")
 
 MakeFace = Callable[..., Face]
+
+no_leniency = pytest.mark.skipif(not HIREDIS_AVAILABLE, reason="redis-py's own parser takes it for an empty value")
 
 
 @pytest.fixture(params=["threads", "asyncio"])
@@ -180,9 +183,9 @@ def test_whoever_finds_no_free_connection_waits_no_longer_than_its_time(
 
 def test_a_blocking_read_has_its_time_and_a_connection_of_its_own(make: MakeFace, own_server: RedisServer) -> None:
     face = make(own_server.url, max_connections=1)
-    read = Call(("XREAD", "BLOCK", 600, "STREAMS", "s", "$"))
+    read = Call(("XREAD", "BLOCK", 400, "STREAMS", "s", "$"))
     with ThreadPoolExecutor(1) as thread:
-        reading = thread.submit(face.run, read, blocking=0.6)
+        reading = thread.submit(face.run, read, blocking=0.4)
         wait_for(own_server.connections, "it reads")
         assert face.run(PING) == b"PONG"
         assert not reading.done()
@@ -467,7 +470,7 @@ def test_a_server_that_refuses_for_a_while(make: MakeFace, fault_proxy: FaultPro
     [
         b"HTTP/1.1 400 Bad Request\r\n\r\n",
         b"\x00\xff\xfe\x80" * 100,
-        b"$-7\r\n",
+        pytest.param(b"$-7\r\n", marks=no_leniency),
         b"$99999999999999999999\r\n",
         b"*1000000000000\r\n",
         b"-MOVED nonsense\r\n",
@@ -480,7 +483,8 @@ def test_garbage(make: MakeFace, fault_proxy: FaultProxy, garbage: bytes) -> Non
     fault_proxy.garbage(garbage)
     trouble = trouble_of(face)
     assert trouble.is_outage
-    assert trouble.reason in {"connection", "timeout"}  # what could be the begin of an answer is waited for
+    # What could be the beginning of an answer is waited for; redis-py before version 6 does not look into a MOVED.
+    assert trouble.reason in {"connection", "timeout", "cluster"}
     fault_proxy.pass_on()
     assert face.run(PING) == b"PONG"
 

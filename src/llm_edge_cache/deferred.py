@@ -17,7 +17,8 @@ from llm_edge_cache.effects import Steps
 from llm_edge_cache.errors import CacheError
 from llm_edge_cache.invalidation import TAG_SECONDS, TOMBSTONE_SECONDS, applied
 from llm_edge_cache.redis_client import Batch, Call, RedisTrouble, Script
-from llm_edge_cache.redis_records import RAISE, pack_id, stream_id, text_of_id
+from llm_edge_cache.redis_commands import sound_answer
+from llm_edge_cache.redis_records import RAISE, pack_id, parse_id, stream_id, text_of_id
 from llm_edge_cache.redis_tier import RedisTier
 from llm_edge_cache.regions import Counter
 
@@ -47,6 +48,9 @@ class Write(NamedTuple):
     """When Redis is to forget it; seconds since the epoch."""
     tags: tuple[str, ...] = ()
     lease: bytes = b""
+
+    def __repr__(self) -> str:
+        return f"<Write {len(self.data)} bytes>"
 
 
 class Release(NamedTuple):
@@ -170,12 +174,13 @@ def _keep_tag(tier: RedisTier, tag: str, begin: int) -> Steps[None]:
     newest.
     """
     name = tier.names.tag(tag)
-    if (yield from tier.ask(Call((b"EXISTS", name)))):
+    if parse_id((yield from tier.get(name))) is not None:
         return
     since = (b"XRANGE", tier.names.events, b"(" + stream_id(begin), b"+", b"COUNT", _LONGEST_LOOK_BACK)
     later = yield from tier.ask(Call(since))
-    is_untouched = len(later) < _LONGEST_LOOK_BACK and not any(_concerns(fields, tag) for _, fields in later)
-    identifier = begin if is_untouched else pack_id(later[-1][0])
+    with sound_answer("Redis"):
+        is_untouched = len(later) < _LONGEST_LOOK_BACK and not any(_concerns(fields, tag) for _, fields in later)
+        identifier = begin if is_untouched else pack_id(later[-1][0])
     yield from tier.ask(Script(RAISE, name, (text_of_id(identifier), TAG_SECONDS * 1000)))
 
 

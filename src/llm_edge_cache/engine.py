@@ -67,6 +67,7 @@ DEFAULT_L1: Final = L1Config()
 _WAIT_SECONDS: Final = 1.0  # between two looks at a flight whose wake-up was lost
 _POLL_SECONDS: Final = 0.02  # between two looks at another host's lease
 _CLOSE_SECONDS: Final = 5.0
+_WAITING: Final = 0.95  # part of the operation timeout; the rest is for what a caller does beside, and late timers
 NEVER: Final = 1 << 63
 """A moment of CLOCK_MONOTONIC that does not come."""
 
@@ -283,7 +284,7 @@ class Engine:
         if entry is not None:
             self.slab._count(Counter.COALESCED)
             return self._served(entry, "coalesced")
-        found = yield from self._claim(lead, options, until_ns)
+        found = yield from self.claim(lead, options, until_ns)
         if isinstance(found, Found):
             # A stale one too: the others on this host have a use for it as well.
             self.core.promote(look, found, stale=options.stale_seconds)
@@ -311,7 +312,7 @@ class Engine:
             if not self.core.has_overtaken(begun, lead.key, options.tags):
                 self.flights.tell_failure(lead, error)
 
-    def _claim(self, lead: Lead, options: FetchOptions, until_ns: int) -> Steps[Found | Unanswered | None]:
+    def claim(self, lead: Lead, options: FetchOptions, until_ns: int = NEVER) -> Steps[Found | Unanswered | None]:
         """Look in L2, and take the lease there. Waits while another host computes the value.
 
         Returns:
@@ -351,7 +352,7 @@ class Engine:
             if response is not None or options.negative_ttl is None:
                 require_response(response)
         except BaseException as error:
-            self._release(lead)
+            self.release(lead)
             with contextlib.suppress(SlabClosedError):
                 self.slab._count(Counter.COMPUTE_ERRORS, int(isinstance(error, Exception)))
             raise
@@ -359,11 +360,11 @@ class Engine:
             self.slab._record(Counter.COMPUTATIONS, Histogram.COMPUTE, start)
             microseconds = (time.monotonic_ns() - start) // 1000
             entry = negative_entry(microseconds) if response is None else Entry(response, microseconds=microseconds)
-            if (yield from self._has_kept_lease(lead)):
-                self._keep(lead, begun, entry, options)
+            if (yield from self.has_kept_lease(lead)):
+                self.keep(lead, begun, entry, options)
         return Served(response, "computed")
 
-    def _has_kept_lease(self, lead: Lead) -> Steps[bool]:
+    def has_kept_lease(self, lead: Lead) -> Steps[bool]:
         """Tell whether no other host has taken the computation over; Redis is asked only if one may have.
 
         1 A is stopped  2 its lease runs out, and host B computes the value  3 A goes on: its L1 must not get an answer
@@ -381,7 +382,8 @@ class Engine:
             self.slab._count(Counter.DROPPED_FENCED)
         return state != "taken"
 
-    def _keep(self, lead: Lead, begun: Begun, entry: Entry, options: FetchOptions) -> None:
+    def keep(self, lead: Lead, begun: Begun, entry: Entry, options: FetchOptions) -> bool:
+        """Store what a flight computed. Returns whether it is in L1 or on its way to L2."""
         l1_ttl, l2_ttl = options.l1_ttl, options.l2_ttl
         if entry.is_negative:
             l1_ttl = l2_ttl = options.negative_ttl
@@ -390,14 +392,15 @@ class Engine:
         is_kept, write = self.core.keep(lead.key, begun, entry, lives, options.tags, lease=lead.lease or b"")
         if not is_kept and self.core.has_overtaken(begun, lead.key, options.tags):
             self.slab._count(Counter.DROPPED_FENCED, int(write is not None))
-            self._release(lead)
-            return
+            self.release(lead)
+            return False
         is_sent = write is not None and self.queue is not None and self.queue.put(write)
         # Who waits will find it in Redis, if that gave us a lease a moment ago.
         if not is_kept and not (is_sent and lead.lease is not None):
             self.flights.tell_uncacheable(lead)
+        return is_kept or is_sent
 
-    def _release(self, lead: Lead) -> None:
+    def release(self, lead: Lead) -> None:
         """Give the lease up, if there is one, so that another host computes at once."""
         if self.flights.holds(lead):
             self._put_release(lead)
@@ -441,18 +444,24 @@ class Engine:
         counts = {field: sums[Counter[field.upper()]] for field in MetricsSnapshot.__struct_fields__ if field != _TOTAL}
         return MetricsSnapshot(**counts, total_requests=counts["l1_hits"] + counts["l1_misses"])
 
-    def measure_l2(self) -> Steps[Any]:
-        """Estimate what is kept in Redis (`sizing`)."""
+    def measure_l2(self) -> Steps[None]:
+        """Estimate what is kept in Redis (`sizing`), unless it is known to be away."""
         assert self.tier is not None
-        return Sizer(self.slab, self.tier).sample(time.monotonic_ns())
+        if not self.tier.breaker.is_closed():
+            return
+        yield from Sizer(self.slab, self.tier).sample(time.monotonic_ns())
 
     def _send(self, items: list[Item]) -> None:
         assert self.tier is not None
         perform(write_all(self.tier, self.slab, items), self.world())
 
-    def world(self, compute: Callable[[], object] | None = None) -> World:
+    def world(self, compute: Callable[[], object] | None = None, until: float | None = None) -> World:
         """Return what performs steps in a thread."""
-        return World(self.redis, self._wait, compute)
+        return World(self.redis, self._wait, compute, until)
+
+    def end_of_operation(self) -> float:
+        """Return when a look-up that begins now stops waiting for Redis, however many commands it takes."""
+        return time.monotonic() + (0.0 if self.l2 is None else _seconds_of_operation(self.l2))
 
     def _wait(self, flight: WaitForFlight) -> None:
         self.flights.wait(Running(flight.record, flight.token), flight.seconds)
@@ -485,10 +494,14 @@ def _open_slab(l1: L1Config) -> SharedSlab:
 
 def _client(kind: Callable[..., Any], target: RedisTarget, l2: L2Config) -> Any:
     seconds = {
-        "operation_timeout": l2.operation_timeout_ms / 1000,
+        "operation_timeout": _seconds_of_operation(l2),
         "connection_timeout": l2.connection_timeout_ms / 1000,
     }
     return kind(target, **seconds)
+
+
+def _seconds_of_operation(l2: L2Config) -> float:
+    return _WAITING * l2.operation_timeout_ms / 1000
 
 
 def _at_most(seconds: float, until_ns: int) -> float:

@@ -26,6 +26,7 @@ too much, never too little.
 from __future__ import annotations
 
 import logging
+import re
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
@@ -66,6 +67,7 @@ class Invalidation(msgspec.Struct, frozen=True, array_like=True):
 
 
 _ALL: Final = Invalidation("all")
+_CACHE_KEY: Final = re.compile(r"[0-9a-f]{64}")
 _decode_journal: Final = msgspec.msgpack.Decoder(list[Invalidation]).decode
 _encode_journal: Final = msgspec.msgpack.Encoder().encode
 _COUNTERS: Final = {
@@ -125,7 +127,7 @@ class Invalidator:
                 if isinstance(reply, RedisTrouble):
                     return False
             newest = pack_id(replies[1])
-        except RedisTrouble:
+        except (RedisTrouble, ValueError):  # a stranger's id, above all that a clock makes: `follower` removes it
             return False
         if what.kind == "all":
             self._slab._word_raise(Word.CLEARED, packed)
@@ -192,9 +194,15 @@ class Invalidator:
 
 def _journal_entries(data: bytes) -> list[Invalidation]:
     try:
-        return _decode_journal(data)
+        entries = _decode_journal(data)
     except msgspec.MsgspecError:
         return [_ALL]
+    return entries if all(map(_is_sound, entries)) else [_ALL]
+
+
+def _is_sound(what: Invalidation) -> bool:
+    """Tell whether this can have been asked for; what is read from shared places need not be ours."""
+    return what.kind != "key" or _CACHE_KEY.fullmatch(what.name) is not None
 
 
 def applied(fields: dict[bytes, bytes]) -> tuple[Invalidation | None, bytes]:
@@ -202,4 +210,5 @@ def applied(fields: dict[bytes, bytes]) -> tuple[Invalidation | None, bytes]:
     kind: Any = fields.get(b"kind", b"").decode(errors="replace")
     if kind not in _COUNTERS:
         return None, b""
-    return Invalidation(kind, fields.get(b"name", b"").decode(errors="replace")), fields.get(b"origin", b"")
+    what = Invalidation(kind, fields.get(b"name", b"").decode(errors="replace"))
+    return (what if _is_sound(what) else None), fields.get(b"origin", b"")

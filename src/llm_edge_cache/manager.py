@@ -114,8 +114,10 @@ class CacheManager:
         found = self._engine.lookup(request)
         if not isinstance(found, Look):
             return found
-        result: LookupResult = await self._perform(self._core.lookup_l2(found))
-        return result
+        if not self._engine.is_open:
+            await self.open()
+        world = AsyncWorld(self._state().redis, self._wait, None, self._engine.end_of_operation())
+        return await perform_async(self._core.lookup_l2(found), world)
 
     async def store(
         self,
@@ -241,7 +243,7 @@ class CacheManager:
         if self._engine.tier is None:
             return 0
         with contextlib.suppress(RedisTrouble):
-            await self._perform(self._engine.measure_l2())
+            await self.perform(self._engine.measure_l2())
         return self._engine.slab._word(Word.L2_ENTRIES)
 
     @property
@@ -289,7 +291,7 @@ class CacheManager:
         loop = asyncio.get_running_loop()
         # A loop that is not run, between two run_until_complete() or for ever, must not hold up other processes.
         steps = self._engine.fetch(look.key, options, is_driven=loop.is_running)
-        task = loop.create_task(self._perform(steps, compute))
+        task = loop.create_task(self.perform(steps, compute))
         flight = _LocalFlight(task, look.begun, options.tags)
         state.flights[look.key] = flight
         state.tasks.add(task)
@@ -305,9 +307,15 @@ class CacheManager:
         return flight
 
     async def _invalidate(self, what: Invalidation) -> None:
-        await self._perform(self._engine.invalidator.invalidate(what))
+        await self.perform(self._engine.invalidator.invalidate(what))
 
-    async def _perform(self, steps: Steps[Any], compute: AsyncCompute | None = None) -> Any:
+    @property
+    def engine(self) -> Engine:
+        """This process's part of the cache, for what is built on it."""
+        return self._engine
+
+    async def perform(self, steps: Steps[Any], compute: AsyncCompute | None = None) -> Any:
+        """Run an operation of the engine on this event loop."""
         if not self._engine.is_open:
             await self.open()
         call = None if compute is None else _awaiting(compute)

@@ -112,7 +112,8 @@ class SyncCacheManager:
         found = self._engine.lookup(request)
         if not isinstance(found, Look):
             return found
-        return self._perform(self._core.lookup_l2(found))
+        self._open_once()
+        return perform(self._core.lookup_l2(found), self._engine.world(until=self._engine.end_of_operation()))
 
     def store(
         self,
@@ -290,7 +291,10 @@ class SyncCacheManager:
     def _invalidate(self, what: Invalidation) -> None:
         self._perform(self._engine.invalidator.invalidate(what))
 
-    def _perform(self, steps: Steps[_T], compute: Compute | None = None) -> _T:
+    def _open_once(self) -> None:
         if not self._engine.is_open:
             self._engine.open()
+
+    def _perform(self, steps: Steps[_T], compute: Compute | None = None) -> _T:
+        self._open_once()
         return perform(steps, self._engine.world(compute))

@@ -16,7 +16,7 @@ from llm_edge_cache.errors import SlabClosedError, SlabError
 from llm_edge_cache.flight import Flights, Running
 from llm_edge_cache.follower import Follower
 from llm_edge_cache.invalidation import Invalidator
-from llm_edge_cache.redis_client import Batch, RedisTrouble
+from llm_edge_cache.redis_client import Batch, Call, RedisTrouble
 from llm_edge_cache.redis_tier import LEASE_MS, RedisTier
 from llm_edge_cache.regions import Word
 from llm_edge_cache.sizing import Sizer
@@ -158,10 +158,14 @@ class Upkeep:
             return
         try:
             self._redis.connect()
+            # Connecting has more time than a request: what can only do that much is not back. And a Cluster that is
+            # down answers PING.
+            self._redis.run(Call((b"GET", self._tier.names.cleared)))
         except RedisTrouble as trouble:
-            _log.debug("Redis is still away: %s", trouble)
-        else:
-            self._tier.breaker.succeed()
+            if trouble.is_outage:
+                _log.debug("Redis is still away: %s", trouble)
+                return
+        self._tier.breaker.succeed()
 
     def _perform(self, steps: Steps[object]) -> None:
         perform(self._renewing(steps), self._world())

@@ -233,8 +233,8 @@ class _FaultOrder(msgspec.Struct, forbid_unknown_fields=True):
 def _path_and_fault(scope: _Scope) -> tuple[str, str | None]:
     path = scope["path"]
     if path.startswith("/fault/"):
-        _, _, name, rest = path.split("/", 3) if path.count("/") > 2 else (*path.split("/", 2), "")
-        return f"/{rest}", name
+        _, _, name, *rest = path.split("/", 3)
+        return "/" + "".join(rest), name
     named = [value.decode("latin-1") for name, value in scope["headers"] if name == b"x-stand-in-fault"]
     return path, named[-1] if named else None
 

@@ -115,7 +115,7 @@ class StreamJudge(ABC):
             self._void("unparsable")
         if event.data is None:
             return
-        if event.data == b"[DONE]":
+        if event.data.strip() == b"[DONE]":
             self._take_done()
             return
         fields = _parse_object(event.data)

@@ -36,7 +36,10 @@ _NOT_NUMBERS: Final = (b"NaN", b"Infinity", b"-Infinity")
 
 
 def _number(literal: str) -> float | int:
-    """Return the normal form of a number that is written with a point or an exponent: 1.0 is 1."""
+    """Return the normal form of a number that is written with a point or an exponent: 1.0 is 1.
+
+    The canonical encoding would do that too, but by rebuilding the whole body, at several times the price.
+    """
     number = float(literal)
     if number.is_integer():
         return int(number)

@@ -47,17 +47,17 @@ class _ResponsesStreamJudge(StreamJudge):
 
     def __init__(self, cut_reasons: frozenset[str], fault: Reason | None) -> None:
         super().__init__(cut_reasons, fault)
-        self._items: list[dict[str, Any]] = []  # finished output items, if the last event leaves them out
+        self._has_answer = False  # among the finished items: the last event may leave them out
         self._verdict: Verdict | None = None
 
     def _take(self, fields: dict[str, Any]) -> None:
         kind = fields.get("type")
         if kind == "response.output_item.done":
-            self._items.append(dict_of(fields.get("item")))
+            self._has_answer = self._has_answer or _has_answer([fields.get("item")])
         elif kind in _END_EVENTS:
             self.has_ended = True
             response = dict_of(fields.get("response"))
-            has_answer = _has_answer(response.get("output") or self._items)
+            has_answer = self._has_answer or _has_answer(response.get("output"))
             self._verdict = verdict = _judge_response(response, self._cut_reasons, has_answer)
             self.usage, self.model, self.finish_reason = verdict.usage, verdict.model, verdict.finish_reason
             if kind in _FAILURE_EVENTS:

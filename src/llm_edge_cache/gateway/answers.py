@@ -1,0 +1,95 @@
+"""An answer as it is kept and passed on: its head, and the bytes of its body."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Final
+
+import msgspec
+
+from llm_edge_cache.codec import Entry
+from llm_edge_cache.gateway.protocols import Headers, Verdict, is_event_stream
+from llm_edge_cache.model import CachedResponse
+
+__all__ = ["End", "Head", "entry_of", "forwardable", "head_of", "keepable"]
+
+HeaderList = list[tuple[bytes, bytes]]
+
+_HOP_BY_HOP: Final = frozenset(
+    {
+        b"connection",
+        b"content-length",  # of what we send, the server writes it
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+"""RFC 9110, section 7.6.1."""
+_KEPT: Final = frozenset(
+    {b"content-type", b"content-language", b"openai-model", b"openai-version", b"openai-processing-ms"}
+)
+"""Headers of an answer that are as true for the next client as for the first. All others (cookies, limits of rates,
+ids of requests, traces, dates) were one client's."""
+
+
+class Head(msgspec.Struct, frozen=True, array_like=True):
+    """What is known of an answer before its body."""
+
+    status: int
+    headers: HeaderList
+    """Those that other clients may see."""
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it is a stream of events."""
+        return is_event_stream(self.headers)
+
+
+class End(msgspec.Struct, frozen=True, array_like=True):
+    """How an answer ended."""
+
+    failure: str = ""
+    """Empty: as the upstream ended it. Else "connect", "timeout", "reset", "too_large", "busy", "aborted"."""
+    message: str = ""
+    """For people; nothing secret."""
+    size: int = 0
+    """Bytes of the body."""
+
+
+def forwardable(headers: Headers) -> HeaderList:
+    """Return the headers that a proxy passes on, names in lower case."""
+    listed = {name for key, value in headers if key == b"connection" for name in _names(value)}
+    return [(key, value) for key, value in headers if key not in _HOP_BY_HOP and key not in listed]
+
+
+def _names(value: bytes) -> list[bytes]:
+    return [name.strip().lower() for name in value.split(b",")]
+
+
+def keepable(headers: Headers) -> HeaderList:
+    """Return the headers that other clients may see."""
+    return [(key, value) for key, value in headers if key in _KEPT]
+
+
+def entry_of(head: Head, body: bytes, verdict: Verdict, microseconds: int, ttl: float) -> Entry:
+    """Return what is stored of an answer."""
+    metadata: dict[str, Any] = {"headers": head.headers, "by": os.getpid(), "ttl": ttl}
+    response = CachedResponse(
+        "",
+        verdict.model or "",
+        verdict.usage,
+        raw=body,
+        finish_reason=verdict.finish_reason,
+        metadata=metadata,
+    )
+    return Entry(response, microseconds=microseconds)
+
+
+def head_of(response: CachedResponse) -> Head:
+    """Return the head of a stored answer."""
+    return Head(200, [(bytes(name), bytes(value)) for name, value in response.metadata.get("headers", ())])

@@ -1,0 +1,218 @@
+"""The gateway: an ASGI application that answers a provider's API from the cache.
+
+POST /v1/chat/completions, /v1/completions, /v1/responses, /v1/embeddings, /v1/messages     cached
+any other path under /v1/                                                                   passed through
+GET  /healthz, /readyz, /metrics
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import os
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import msgspec
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from llm_edge_cache import metrics
+from llm_edge_cache.errors import SettingsError
+from llm_edge_cache.gateway.answers import forwardable
+from llm_edge_cache.gateway.cached import CachedEndpoints
+from llm_edge_cache.gateway.config import CONFIG_VARIABLE, DEFAULT_MEMORY, GatewayConfig
+from llm_edge_cache.gateway.exchange import read_exchange
+from llm_edge_cache.gateway.flights import AnswerFlights
+from llm_edge_cache.gateway.protocols import PROTOCOLS, BadRequestError, WireProtocol
+from llm_edge_cache.gateway.respond import Message, Receive, Send, send_error, send_part, send_start, send_whole
+from llm_edge_cache.gateway.upstream import Upstream, UpstreamFailureError
+from llm_edge_cache.manager import CacheManager
+from llm_edge_cache.settings import L1Config, load_settings
+from llm_edge_cache.slab import SharedSlab
+from llm_edge_cache.slabconfig import SlabConfig
+
+__all__ = ["Gateway", "from_environment"]
+
+_log = logging.getLogger("llm_edge_cache")
+
+_DRAIN_SECONDS: Final = 30.0
+_TEXT: Final = (b"content-type", b"text/plain; charset=utf-8")
+_JSON: Final = (b"content-type", b"application/json")
+_ELSEWHERE: Final = PROTOCOLS["/v1/chat/completions"]  # whose errors are told at paths of no protocol
+
+
+class _TooLargeError(Exception):
+    """The body exceeds the limit."""
+
+
+class Gateway:
+    """The application of one worker."""
+
+    def __init__(self, config: GatewayConfig) -> None:
+        """Open the slab; the upstream and Redis are opened when the server starts."""
+        self._config = config
+        slab = None if config.l1 is not None else _open_slab(config.name)
+        l1 = config.l1 or L1Config(name=config.name, tti_seconds=None, ttl_seconds=None)
+        self._manager = CacheManager(l1, config.l2, slab=slab)
+        self._upstream = Upstream(config)
+        self._flights = AnswerFlights(self._manager, self._upstream, config)
+        self._cached = CachedEndpoints(self._manager.engine.core, self._flights, config)
+        self._registry = CollectorRegistry()
+        metrics.register(self._manager, self._registry)
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        """Serve one request, or the server's start and stop."""
+        if scope["type"] == "http":
+            await self._serve(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._live(receive, send)
+
+    # ---- life ----
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        await self._manager.open()
+        await self._upstream.open()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self._flights.drain(_DRAIN_SECONDS)
+        await self._upstream.close()
+        await self._manager.aclose()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    # ---- requests ----
+
+    async def _serve(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        path: str = scope["path"]
+        protocol = PROTOCOLS.get(path)
+        if protocol is not None and scope["method"] == "POST":
+            await self._serve_cached(protocol, scope, receive, send)
+        elif path.startswith("/v1/"):
+            await self._pass_through(scope, receive, send)
+        else:
+            await self._serve_own(path, scope, send)
+
+    async def _serve_cached(self, protocol: WireProtocol, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        try:
+            raw = await _read_body(receive, self._config.body_limit)
+            if raw is None:
+                return  # the client is gone
+            exchange = read_exchange(protocol, scope, raw, self._config)
+        except BadRequestError as error:
+            await send_error(send, protocol, error.status, error.message, code=error.code)
+        except _TooLargeError:
+            message = f"the body is larger than {self._config.body_limit} bytes"
+            await send_error(send, protocol, 413, message, code="too_large")
+        else:
+            await self._cached.answer(exchange, send)
+
+    async def _pass_through(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        has_started = False
+        path = scope["raw_path"].decode("latin-1") if scope.get("raw_path") else scope["path"]
+        try:
+            headers, body = forwardable(scope["headers"]), _body_of(scope, receive)
+            async with self._upstream.call(scope["method"], path, scope["query_string"], headers, body) as call:
+                await send_start(send, call.status, call.headers)
+                has_started = True
+                async for chunk in call.chunks():
+                    await send_part(send, chunk)
+                await send_part(send, b"", more=False)
+        except UpstreamFailureError as failure:
+            if has_started:
+                # The server then cuts the connection, as the upstream did.
+                raise ConnectionError("the upstream broke off") from None
+            await send_error(send, _ELSEWHERE, failure.status, str(failure), code=failure.kind)
+
+    async def _serve_own(self, path: str, scope: dict[str, Any], send: Send) -> None:
+        if path in ("/healthz", "/readyz"):
+            await self._serve_health(path, send)
+        elif path == "/metrics":
+            await self._serve_metrics(scope, send)
+        else:
+            await send_error(send, _ELSEWHERE, 404, f"the gateway serves nothing at {path!r}; the API is under /v1/")
+
+    async def _serve_health(self, path: str, send: Send) -> None:
+        health = await self._manager.health_check()
+        is_up = health.l1_healthy if path == "/healthz" else health.is_fully_healthy or health.l1_healthy
+        body = msgspec.json.encode(health)
+        await send_whole(send, 200 if is_up else 503, [_JSON], body)
+
+    async def _serve_metrics(self, scope: dict[str, Any], send: Send) -> None:
+        token = self._config.metrics_token
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        if token is not None and not hmac.compare_digest(given, b"Bearer " + token.encode()):
+            await send_whole(send, 401, [_TEXT, (b"www-authenticate", b"Bearer")], b"metrics want their bearer token\n")
+            return
+        body = await asyncio.get_running_loop().run_in_executor(None, generate_latest, self._registry)
+        await send_whole(send, 200, [(b"content-type", CONTENT_TYPE_LATEST.encode())], body)
+
+
+def _open_slab(name: str) -> SharedSlab:
+    if SharedSlab.exists(name):
+        return SharedSlab(name)
+    return SharedSlab(name, SlabConfig(memory_bytes=DEFAULT_MEMORY, ttl=None))
+
+
+async def _read_body(receive: Receive, limit: int) -> bytes | None:
+    """Return the whole body; None if the client is gone.
+
+    Raises:
+        _TooLargeError: it exceeds the limit.
+    """
+    message = await receive()
+    if message["type"] == "http.request" and not message.get("more_body"):
+        body: bytes = message.get("body", b"")
+        if len(body) > limit:
+            raise _TooLargeError
+        return body
+    return await _read_parts(message, receive, limit)
+
+
+async def _read_parts(message: Message, receive: Receive, limit: int) -> bytes | None:
+    parts: list[bytes] = []
+    size = 0
+    while message["type"] == "http.request":
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > limit:
+            raise _TooLargeError
+        if not message.get("more_body"):
+            return b"".join(parts)
+        message = await receive()
+    return None
+
+
+def _body_of(scope: dict[str, Any], receive: Receive) -> AsyncIterator[bytes] | None:
+    """Return the body as it comes; None where the request has none."""
+    names = {name for name, _ in scope["headers"]}
+    return _stream(receive) if names & {b"content-length", b"transfer-encoding"} else None
+
+
+async def _stream(receive: Receive) -> AsyncIterator[bytes]:
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise UpstreamFailureError("reset", 499, "the client is gone")
+        yield message.get("body", b"")
+        if not message.get("more_body"):
+            return
+
+
+def from_environment() -> Gateway:
+    """Return the application that the environment describes; what a server's worker calls.
+
+    `llm-edge-cache serve` leaves its whole configuration there. Under a server of one's own the variables of
+    `load_settings` do: LLM_EDGE_CACHE_UPSTREAM, _NAME, _REDIS_URL and the others.
+
+    Raises:
+        SettingsError: no upstream is named, or a variable's value is not allowed.
+    """
+    described = os.environ.get(CONFIG_VARIABLE)
+    if described is not None:
+        return Gateway(msgspec.json.decode(described, type=GatewayConfig))
+    settings = load_settings()
+    if settings.upstream is None:
+        raise SettingsError("no upstream: set LLM_EDGE_CACHE_UPSTREAM to the provider's URL")
+    return Gateway(GatewayConfig(upstream=settings.upstream, name=settings.l1.name, l2=settings.l2))

@@ -1,0 +1,159 @@
+"""A cacheable endpoint: from the request to the last byte of its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Final
+
+from llm_edge_cache.gateway.answers import End, Head, HeaderList, head_of
+from llm_edge_cache.gateway.broadcast import Broadcast
+from llm_edge_cache.gateway.config import GatewayConfig
+from llm_edge_cache.gateway.exchange import Exchange
+from llm_edge_cache.gateway.flights import AnswerFlights
+from llm_edge_cache.gateway.protocols import FrameSplitter
+from llm_edge_cache.gateway.respond import Send, cache_headers, send_error, send_part, send_start, send_whole
+from llm_edge_cache.lookup import L1Hit
+
+if TYPE_CHECKING:
+    from llm_edge_cache.core import Core
+    from llm_edge_cache.model import CachedResponse
+
+__all__ = ["CachedEndpoints"]
+
+_TRIES: Final = 3  # flights of other workers that may break down before we ask for ourselves
+_STATUS: Final = {"timeout": 504, "busy": 503, "internal": 500}
+
+
+class CachedEndpoints:
+    """Answers requests from the cache, from a call under way, or from the upstream."""
+
+    def __init__(self, core: Core, flights: AnswerFlights, config: GatewayConfig) -> None:
+        """Look in this cache."""
+        self._core = core
+        self._flights = flights
+        self._config = config
+
+    async def answer(self, exchange: Exchange, send: Send) -> None:
+        """Answer a request."""
+        controls = exchange.controls
+        if exchange.bypass is not None:
+            status = b"fwd=bypass; detail=" + exchange.bypass.encode()
+            await self._ask_alone(exchange, send, b"BYPASS", status, store=False)
+        elif controls.no_cache or controls.max_age == 0:
+            await self._ask_alone(exchange, send, b"MISS", b"fwd=request", store=not controls.no_store)
+        else:
+            await self._answer_cached(exchange, send)
+
+    async def _answer_cached(self, exchange: Exchange, send: Send) -> None:
+        found = self._core.look(exchange.key)
+        if isinstance(found, L1Hit):
+            age = _age_of(found.response)
+            if exchange.controls.max_age is None or age <= exchange.controls.max_age:
+                await self._send_hit(exchange, send, found.response, age)
+            else:
+                await self._ask_alone(exchange, send, b"MISS", b"fwd=stale", store=not exchange.controls.no_store)
+        elif exchange.controls.only_if_cached:
+            headers = cache_headers(b"MISS", b"fwd=request; detail=only-if-cached", exchange.key)
+            await send_error(send, exchange.protocol, 504, "this answer is not in the cache", headers)
+        else:
+            await self._answer_joined(exchange, send)
+
+    async def _send_hit(self, exchange: Exchange, send: Send, response: CachedResponse, age: int) -> None:
+        metadata = response.metadata
+        left = int(metadata.get("ttl", 0)) - age
+        by = metadata.get("by") if self._config.show_workers else None
+        headers = head_of(response).headers + cache_headers(
+            b"HIT", b"hit; ttl=%d" % left, exchange.key, tier=b"l1", age=age, by=by
+        )
+        if self._config.pace and head_of(response).is_stream:
+            await self._replay_paced(send, headers, response.raw)
+        else:
+            await send_whole(send, 200, headers, response.raw)
+
+    async def _replay_paced(self, send: Send, headers: HeaderList, body: bytes) -> None:
+        splitter = FrameSplitter()
+        await send_start(send, 200, headers)
+        for frame in splitter.feed(body):
+            await send_part(send, frame)
+            await asyncio.sleep(self._config.pace)
+        await send_part(send, splitter.rest(), more=False)
+
+    # ---- from a call under way ----
+
+    async def _answer_joined(self, exchange: Exchange, send: Send) -> None:
+        for _ in range(_TRIES):
+            broadcast, is_own = self._flights.join(exchange)
+            await broadcast.started()
+            head, end = broadcast.head, broadcast.end
+            if head is None and end is not None and end.failure == "aborted":
+                continue  # the worker that asked is gone, and nothing was sent yet
+            is_own = is_own and broadcast.source == "upstream"
+            if head is not None and head.status != 200 and not is_own:
+                break  # an error is the answer to one client: its own credentials, its own limits
+            if await self._send_broadcast(exchange, broadcast, send, is_own=is_own):
+                return
+        await self._ask_alone(exchange, send, b"MISS", b"fwd=miss", store=True)
+
+    async def _ask_alone(self, exchange: Exchange, send: Send, verdict: bytes, status: bytes, *, store: bool) -> None:
+        broadcast = self._flights.ask(exchange, store=store)
+        await broadcast.started()
+        headers = cache_headers(verdict, status, b"" if verdict == b"BYPASS" else exchange.key)
+        await self._send(exchange, broadcast, send, [*broadcast.own_headers, *headers], is_last_try=True)
+
+    async def _send_broadcast(self, exchange: Exchange, broadcast: Broadcast, send: Send, *, is_own: bool) -> bool:
+        """Send an answer under way. Returns False if it broke down before anything was sent, and may be tried again."""
+        key, source = exchange.key, broadcast.source
+        by = 0 if self._config.show_workers else None
+        if source == "stale":
+            headers = cache_headers(b"STALE", b"hit; detail=stale-if-error", key, age=broadcast.age, by=by)
+        elif source in ("l1", "l2"):
+            headers = cache_headers(b"HIT", b"hit", key, tier=source.encode(), age=broadcast.age, by=by)
+        elif is_own:
+            headers = cache_headers(b"MISS", b"fwd=uri-miss", key, by=by)
+        else:
+            headers = cache_headers(b"COALESCED", b"fwd=uri-miss; collapsed", key, by=by)
+        own = broadcast.own_headers if is_own else broadcast.head.headers if broadcast.head else []
+        return await self._send(exchange, broadcast, send, [*own, *headers], is_last_try=is_own)
+
+    async def _send(
+        self, exchange: Exchange, broadcast: Broadcast, send: Send, headers: HeaderList, *, is_last_try: bool
+    ) -> bool:
+        head = broadcast.head
+        if head is not None and head.is_stream:
+            await self._send_stream(exchange, broadcast, send, head, headers)
+            return True
+        end = await broadcast.finished()
+        if not end.failure and head is not None:
+            await send_whole(send, head.status, headers, broadcast.body)
+            return True
+        if end.failure == "aborted" and not is_last_try:
+            return False
+        await send_error(send, exchange.protocol, _status_of(end), end.message, _only_cache(headers), code=end.failure)
+        return True
+
+    async def _send_stream(
+        self, exchange: Exchange, broadcast: Broadcast, send: Send, head: Head, headers: HeaderList
+    ) -> None:
+        await send_start(send, head.status, headers)
+        sent = 0
+        while chunks := await broadcast.after(sent):
+            sent += len(chunks)
+            await send_part(send, chunks[0] if len(chunks) == 1 else b"".join(chunks))
+        end = broadcast.end or End()
+        # What was sent cannot be taken back, and a second answer must not be mixed into it: it ends with an error.
+        last = exchange.protocol.error_event(end.message or "the answer broke off") if end.failure else b""
+        await send_part(send, last, more=False)
+
+
+def _age_of(response: CachedResponse) -> int:
+    return 0 if response.cached_at is None else max(0, int(time.time() - response.cached_at))
+
+
+def _status_of(end: End) -> int:
+    return _STATUS.get(end.failure, 502)
+
+
+def _only_cache(headers: HeaderList) -> HeaderList:
+    """Return the headers that are our own."""
+    return [header for header in headers if header[0].startswith((b"x-cache", b"cache-status"))]

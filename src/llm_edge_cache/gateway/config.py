@@ -1,0 +1,86 @@
+"""What a gateway is told when it starts."""
+
+from __future__ import annotations
+
+import urllib.parse
+from typing import Final
+
+import msgspec
+
+from llm_edge_cache.errors import SettingsError
+from llm_edge_cache.settings import L1Config, L2Config
+from llm_edge_cache.slabconfig import MiB
+
+__all__ = ["CONFIG_VARIABLE", "DEFAULT_MEMORY", "GatewayConfig"]
+
+CONFIG_VARIABLE: Final = "_LLM_EDGE_CACHE_GATEWAY"
+"""Holds the configuration as JSON, for the workers that a server starts."""
+DEFAULT_MEMORY: Final = 256 * MiB
+"""Of a slab that a gateway has to make."""
+
+_SCHEMES: Final = ("http", "https")
+
+
+class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """One gateway: what it stands in front of, what it keeps, and its limits. Times in seconds, sizes in bytes.
+
+    Raises:
+        SettingsError: the upstream is no URL of a server.
+    """
+
+    upstream: str
+    """URL of the provider, e.g. https://api.openai.com; a trailing /v1 is the same."""
+    name: str = "llm-edge-cache"
+    """The slab's name."""
+    l1: L1Config | None = None
+    """None: the slab that is live under the name, or 256 MiB."""
+    l2: L2Config | None = None
+    share_between_callers: bool = False
+    """Whether callers with different credentials get one another's answers."""
+    ttl: float = 3600.0
+    """How long an answer is kept where the request does not say."""
+    ttl_most: float = 7 * 24 * 3600.0
+    """The longest life that a request may ask for."""
+    stale_if_error: float = 0.0
+    """How long beyond its life an answer may stand in for a failing upstream. 0: not at all."""
+    obey_controls: frozenset[str] = frozenset(
+        {"off", "no-cache", "no-store", "max-age", "only-if-cached", "stale-if-error", "ttl", "namespace"}
+    )
+    """What callers may ask of the cache."""
+    keep_cut_answers: bool = False
+    """Keep answers that a limit of tokens or a filter cut short."""
+    body_limit: int = 50 * MiB
+    """The largest request."""
+    answer_limit: int = 64 * MiB
+    """The largest answer of a cacheable endpoint."""
+    upstream_calls: int = 1000
+    """Calls of one worker under way at once; more wait, for `connect_timeout` at most."""
+    connect_timeout: float = 10.0
+    idle_timeout: float = 300.0
+    """How long the upstream may be silent."""
+    background_limit: float = 600.0
+    """How long an answer is still read after the last client that waited for it has gone."""
+    pace: float = 0.0
+    """Seconds between the events of a stream that is answered from the cache; 0: all at once."""
+    metrics_token: str | None = None
+    """What /metrics wants as a bearer token; None: nothing."""
+    show_workers: bool = False
+    """Tell in headers which worker answered and which had stored the answer; for demonstrations."""
+
+    def __post_init__(self) -> None:
+        """Refuse an upstream that is none."""
+        parts = urllib.parse.urlsplit(self.upstream)
+        if parts.scheme not in _SCHEMES or not parts.hostname or parts.query or parts.fragment:
+            raise SettingsError(
+                f"upstream={_without_user(parts)!r} is not allowed: it must be http:// or https:// and a host, "
+                "with nothing after the path"
+            )
+
+    @property
+    def base(self) -> str:
+        """The upstream's URL without the /v1 that every path begins with."""
+        return self.upstream.rstrip("/").removesuffix("/v1")
+
+
+def _without_user(parts: urllib.parse.SplitResult) -> str:
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()

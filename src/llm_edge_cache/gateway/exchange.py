@@ -1,0 +1,65 @@
+"""One request at a cacheable endpoint, read and judged: what it asks, under which key, and what the cache may do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from llm_edge_cache.gateway.answers import HeaderList, forwardable
+from llm_edge_cache.gateway.config import GatewayConfig
+from llm_edge_cache.gateway.controls import CONTROL_HEADERS, Controls, read_controls
+from llm_edge_cache.gateway.protocols import (
+    SHARED_SCOPE,
+    WireProtocol,
+    cache_key,
+    caller_scope,
+    parse_body,
+)
+
+__all__ = ["Exchange", "read_exchange"]
+
+_IDENTITY = (b"accept-encoding", b"identity")
+
+
+class Exchange(msgspec.Struct, frozen=True, eq=False):
+    """What a client wants. Its repr shows nothing of it."""
+
+    protocol: WireProtocol
+    path: str
+    query: bytes
+    headers: HeaderList
+    """As they go to the upstream. What is to be kept has to come uncompressed."""
+    body: bytes
+    """As it goes to the upstream."""
+    key: bytes
+    """The key of the answer, 64 hexadecimal digits."""
+    controls: Controls
+    bypass: str | None
+    """Why the cache is left alone; None: it is not."""
+
+    def __repr__(self) -> str:
+        return f"<Exchange {self.protocol.name} {self.key[:16].decode()}>"
+
+
+def read_exchange(protocol: WireProtocol, scope: dict[str, Any], raw: bytes, config: GatewayConfig) -> Exchange:
+    """Read a request.
+
+    Raises:
+        BadRequestError: the body is none that can be understood.
+    """
+    headers: HeaderList = scope["headers"]
+    body = parse_body(raw)
+    controls = read_controls(headers, body.cache_controls, config)
+    query: bytes = scope["query_string"]
+    caller = SHARED_SCOPE if config.share_between_callers else caller_scope(headers)
+    key = cache_key(protocol.path, query, config.base, headers, body, scope=f"{caller}/{controls.namespace}")
+    bypass = "asked" if controls.is_off else protocol.bypass_reason(body)
+    passed = [
+        header
+        for header in forwardable(headers)
+        if header[0] not in CONTROL_HEADERS and header[0] != b"accept-encoding"
+    ]
+    return Exchange(
+        protocol, scope["path"], query, [*passed, _IDENTITY], body.forward(), key.encode(), controls, bypass
+    )

@@ -1,0 +1,277 @@
+"""Who asks the upstream, and how everybody else gets the same answer.
+
+In one worker, all requests of one key read one `Broadcast`. It is filled by one task, which leads the key's flight of
+the host, or follows the worker that does (`log`):
+
+    request ──> Broadcast of this worker ──filled by──> lead:   L1, L2 and its lease, the upstream ──> log, L1, L2
+                                            or by  ──> follow: the log of the worker that leads
+
+The task does not depend on any client: one that hangs up cuts off nobody, and what was paid for is stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from llm_edge_cache.core import Begun
+from llm_edge_cache.engine import FetchOptions
+from llm_edge_cache.flight import Lead, Running
+from llm_edge_cache.gateway.answers import End, Head, entry_of, head_of, keepable
+from llm_edge_cache.gateway.broadcast import Broadcast
+from llm_edge_cache.gateway.config import GatewayConfig
+from llm_edge_cache.gateway.exchange import Exchange
+from llm_edge_cache.gateway.log import LogLostError, LogReader, LogWriter
+from llm_edge_cache.gateway.protocols import CUT_REASONS, FrameSplitter, FrameTooLargeError, StreamJudge, Verdict
+from llm_edge_cache.gateway.upstream import Call, Upstream, UpstreamFailureError
+from llm_edge_cache.redis_tier import Found
+from llm_edge_cache.regions import Counter
+
+if TYPE_CHECKING:
+    from llm_edge_cache.codec import Entry
+    from llm_edge_cache.manager import CacheManager
+
+__all__ = ["AnswerFlights"]
+
+_log = logging.getLogger("llm_edge_cache")
+
+_WAIT_SECONDS: Final = 1.0
+_LOG_SECONDS: Final = 10.0  # how long followers have to read the last of a log
+_FAILING: Final = frozenset({429, 500, 502, 503, 504, 529})
+"""Statuses that a stale answer may stand in for; 529 is Anthropic's "overloaded"."""
+_ABORTED: Final = End("aborted", "the worker that asked for this answer is gone")
+
+
+class _Local:
+    """A key that this worker is getting the answer of."""
+
+    __slots__ = ("begun", "broadcast", "task")
+
+    def __init__(self, broadcast: Broadcast, begun: Begun, task: asyncio.Task[None]) -> None:
+        self.broadcast = broadcast
+        self.begun = begun
+        self.task = task
+
+
+class AnswerFlights:
+    """The answers that one worker is getting, by key."""
+
+    def __init__(self, manager: CacheManager, upstream: Upstream, config: GatewayConfig) -> None:
+        """Ask this upstream, and store in this cache."""
+        self._manager = manager
+        self._engine = manager.engine
+        self._upstream = upstream
+        self._config = config
+        self._cut_reasons = frozenset[str]() if config.keep_cut_answers else CUT_REASONS
+        self._local: dict[bytes, _Local] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def join(self, exchange: Exchange) -> tuple[Broadcast, bool]:
+        """Return the answer to a request as it comes, and whether this request is the one that has it asked for."""
+        local = self._local.get(exchange.key)
+        # 1 A's answer comes  2 it is invalidated  3 B asks: what began before is too old for B.
+        if local is not None and not self._engine.core.has_overtaken(local.begun, exchange.key, ()):
+            return local.broadcast, False
+        broadcast = Broadcast()
+        begun = self._engine.core.begin(exchange.key)
+        task = self._start(self._fill(exchange, broadcast), broadcast)
+        self._local[exchange.key] = local = _Local(broadcast, begun, task)
+        task.add_done_callback(lambda _: self._forget(exchange.key, local))
+        return broadcast, True
+
+    def ask(self, exchange: Exchange, *, store: bool) -> Broadcast:
+        """Ask the upstream for this request alone, whoever else asks for the same; store the answer if told to."""
+        broadcast = Broadcast()
+        self._start(self._call(exchange, broadcast, Lead(exchange.key, -1, 0), store=store), broadcast)
+        return broadcast
+
+    async def drain(self, seconds: float) -> None:
+        """Let what is under way end, for at most so many seconds."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=seconds)
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _start(self, filling: Any, broadcast: Broadcast) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(self._guard(filling, broadcast))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _forget(self, key: bytes, local: _Local) -> None:
+        if self._local.get(key) is local:
+            del self._local[key]
+
+    async def _guard(self, filling: Any, broadcast: Broadcast) -> None:
+        """See to it that nobody waits for ever, whatever happens to the task."""
+        try:
+            await filling
+        except UpstreamFailureError as failure:
+            broadcast.finish(End(failure.kind, str(failure)))
+        except Exception:
+            _log.exception("an answer could not be got")
+            broadcast.finish(End("internal", "the gateway failed"))
+        finally:
+            broadcast.finish(_ABORTED)
+
+    # ---- filling a broadcast ----
+
+    async def _fill(self, exchange: Exchange, broadcast: Broadcast) -> None:
+        flight = self._engine.flights.join(exchange.key)
+        if isinstance(flight, Running):
+            await self._follow(flight, broadcast)
+            return
+        self._engine.upkeep.start()
+        try:
+            is_found, stale = await self._find(flight, exchange, broadcast)
+            if not is_found:
+                await self._call(exchange, broadcast, flight, store=not exchange.controls.no_store, stale=stale)
+        finally:
+            self._engine.flights.end(flight)
+
+    async def _find(self, lead: Lead, exchange: Exchange, broadcast: Broadcast) -> tuple[bool, Entry | None]:
+        """Look again, now in both tiers; take the lease in Redis.
+
+        Returns:
+            Whether the answer was found, and else what may stand in for it if the upstream fails.
+        """
+        entry, look = self._engine.core.peek(lead.key)
+        if entry is not None:
+            self._replay(entry, broadcast, "l1")
+            return True, None
+        found = await self._manager.perform(self._engine.claim(lead, self._options(exchange)))
+        stale = look.entry
+        if isinstance(found, Found):
+            if not found.is_stale:
+                self._engine.core.promote(look, found)
+                self._replay(found.entry, broadcast, "l2")
+                return True, None
+            stale = found.entry
+        return False, stale if self._may_stand_in(stale, exchange) else None
+
+    def _options(self, exchange: Exchange) -> FetchOptions:
+        ttl = min(exchange.controls.ttl or self._config.ttl, self._config.ttl_most)
+        return FetchOptions(l1_ttl=ttl, l2_ttl=ttl, stale_if_error=self._config.stale_if_error)
+
+    def _may_stand_in(self, stale: Entry | None, exchange: Exchange) -> bool:
+        """Tell whether operator and request allow this answer in place of an error (RFC 5861, section 4)."""
+        asked = exchange.controls.stale_if_error
+        seconds = self._config.stale_if_error if asked is None else min(asked, self._config.stale_if_error)
+        return stale is not None and stale.expires_at is not None and time.time() < stale.expires_at + seconds
+
+    def _replay(self, entry: Entry, broadcast: Broadcast, source: Any) -> None:
+        self._engine.core.count_saved(entry)
+        response = entry.response
+        broadcast.age = 0 if response.cached_at is None else max(0, int(time.time() - response.cached_at))
+        broadcast.start(head_of(response), source)
+        broadcast.append(response.raw)
+        broadcast.finish(End())
+
+    async def _follow(self, flight: Running, broadcast: Broadcast) -> None:
+        """Read what another worker's call brings."""
+        waiters, reader = self._engine.waiters, LogReader(self._engine.slab, flight.token)
+        progress = 0
+        try:
+            while (state := await waiters.wait(flight.record, flight.token, _WAIT_SECONDS, progress=progress)) >= 0:
+                self._take(reader, broadcast, state)
+                progress = state
+            end = reader.end()
+            if end is not None:
+                self._take(reader, broadcast, 1 + end.size)
+        except LogLostError as error:
+            _log.debug("following was given up: %s", error)
+            end = None
+        self._engine.slab._count(Counter.COALESCED)
+        broadcast.finish(_ABORTED if end is None else end)
+
+    def _take(self, reader: LogReader, broadcast: Broadcast, progress: int) -> None:
+        if progress >= 1 and broadcast.head is None:
+            broadcast.start(reader.head(), "worker")
+        if body := reader.read(progress):
+            broadcast.append(body)
+
+    # ---- asking the upstream ----
+
+    async def _call(
+        self, exchange: Exchange, broadcast: Broadcast, lead: Lead, *, store: bool, stale: Entry | None = None
+    ) -> None:
+        begun = self._engine.core.begin(exchange.key)
+        log = LogWriter(self._engine.slab, lead.record, lead.token)
+        started = time.monotonic_ns()
+        end, is_kept = End("aborted"), False
+        self._engine.slab._count(Counter.COMPUTATIONS)
+        try:
+            request = (exchange.path, exchange.query, exchange.headers, exchange.body)
+            async with self._upstream.call("POST", *request) as call:
+                if stale is not None and call.status in _FAILING:
+                    raise UpstreamFailureError("status", call.status, f"the upstream answered {call.status}")
+                judged = await self._receive(exchange, call, broadcast, log)
+            end = End()
+            if store and judged.storable and broadcast.head is not None:
+                microseconds = (time.monotonic_ns() - started) // 1000
+                options = self._options(exchange)
+                entry = entry_of(broadcast.head, broadcast.body, judged, microseconds, options.l1_ttl or 0.0)
+                if await self._manager.perform(self._engine.has_kept_lease(lead)):
+                    is_kept = self._engine.keep(lead, begun, entry, options)
+        except UpstreamFailureError as failure:
+            self._engine.slab._count(Counter.COMPUTE_ERRORS)
+            end = End(failure.kind, str(failure))
+            if stale is not None and broadcast.head is None:
+                end = self._stand_in(stale, broadcast, log)
+        finally:
+            if not is_kept:
+                self._engine.release(lead)
+            log.end(end)
+            asyncio.get_running_loop().call_later(_LOG_SECONDS, log.discard)
+        broadcast.finish(end)
+
+    def _stand_in(self, stale: Entry, broadcast: Broadcast, log: LogWriter) -> End:
+        """Answer with what is stale, here and in the workers that follow."""
+        self._engine.slab._count(Counter.STALE_ERROR)
+        log.head(head_of(stale.response))
+        log.append(stale.response.raw)
+        self._replay(stale, broadcast, "stale")
+        return End()
+
+    async def _receive(self, exchange: Exchange, call: Call, broadcast: Broadcast, log: LogWriter) -> Verdict:
+        """Pass the answer on as it comes, and judge it."""
+        head = Head(call.status, keepable(call.headers))
+        log.head(head)
+        broadcast.start(head, "upstream", call.headers)
+        judge = _Follower(exchange.protocol.stream_judge(call.status, call.headers, cut_reasons=self._cut_reasons))
+        async for chunk in call.chunks():
+            broadcast.append(chunk)
+            log.append(chunk)
+            if head.is_stream:
+                judge.feed(chunk)
+            if broadcast.size > self._config.answer_limit:
+                raise UpstreamFailureError("too_large", 502, "the upstream's answer is too large")
+        if head.is_stream:
+            return judge.finish()
+        return exchange.protocol.judge(call.status, call.headers, broadcast.body, cut_reasons=self._cut_reasons)
+
+
+class _Follower:
+    """A stream's judge, fed with chunks."""
+
+    def __init__(self, judge: StreamJudge) -> None:
+        self._judge = judge
+        self._splitter = FrameSplitter()
+        self._is_lost = False
+
+    def feed(self, chunk: bytes) -> None:
+        if self._is_lost:
+            return
+        try:
+            for frame in self._splitter.feed(chunk):
+                self._judge.feed(frame)
+        except FrameTooLargeError:
+            self._is_lost = True
+
+    def finish(self) -> Verdict:
+        if self._is_lost:
+            return Verdict("unparsable")
+        return self._judge.finish(self._splitter.rest())

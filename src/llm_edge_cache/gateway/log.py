@@ -1,0 +1,145 @@
+"""An answer under way, written down in the slab, so that other workers can follow it while it comes.
+
+The body lies in blocks of `BLOCK_BYTES`, each an entry of the slab that is written anew while it grows; the head stands
+before the first. How much there is stands in the flight's record (`progress`: 1 for the head, then one for each byte),
+which is moved after the bytes are in place, so a follower never looks for what is not there yet. Entries may be
+evicted: then the log is lost, and its followers are on their own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from llm_edge_cache.errors import CacheError, SlabBusyError
+from llm_edge_cache.gateway.answers import End, Head
+
+if TYPE_CHECKING:
+    from llm_edge_cache.slab import SharedSlab
+
+__all__ = ["BLOCK_BYTES", "LogLostError", "LogReader", "LogWriter"]
+
+BLOCK_BYTES: Final = 16 << 10
+_SECONDS: Final = 900.0  # what a writer that died leaves behind is gone after that
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode_head: Final = msgspec.msgpack.Decoder(Head).decode
+_decode_end: Final = msgspec.msgpack.Decoder(End).decode
+
+
+class LogLostError(CacheError):
+    """A part of the answer was evicted before it was read."""
+
+
+def _name(token: int, part: object) -> bytes:
+    return f"\0llm-edge-cache:log:{token:x}:{part}".encode()
+
+
+class LogWriter:
+    """Writes one flight's answer. Errors are swallowed: whoever cannot follow asks for himself."""
+
+    def __init__(self, slab: SharedSlab, record: int, token: int) -> None:
+        """Write for the followers of this flight; record -1: there are none."""
+        self._slab = slab
+        self._record = record
+        self._token = token
+        self._size = 0
+        self._block = bytearray()  # the last one, as far as it has come
+        self._parts: list[object] = []
+        self._is_lost = record < 0
+
+    def head(self, head: Head) -> None:
+        """Write the head."""
+        self._put("head", _encode(head))
+        self._advance()
+
+    def append(self, chunk: bytes) -> None:
+        """Write the next bytes of the body."""
+        view = memoryview(chunk)
+        while view and not self._is_lost:
+            part = view[: BLOCK_BYTES - len(self._block)]
+            self._block += part
+            self._size += len(part)
+            self._put((self._size - 1) // BLOCK_BYTES, bytes(self._block))
+            if len(self._block) == BLOCK_BYTES:
+                self._block.clear()
+            view = view[len(part) :]
+        self._advance()
+
+    def end(self, end: End) -> None:
+        """Write how it ended. The flight's own end, which follows, wakes the followers."""
+        self._put("end", _encode(msgspec.structs.replace(end, size=self._size)))
+
+    def discard(self) -> None:
+        """Delete everything; once the followers have had the time to read it."""
+        for part in self._parts:
+            try:
+                self._slab.delete(_name(self._token, part))
+            except CacheError:  # noqa: PERF203 - a few parts; the rest is gone by itself
+                return
+
+    def _put(self, part: object, data: bytes) -> None:
+        if self._is_lost:
+            return
+        if not self._parts or self._parts[-1] != part:
+            self._parts.append(part)
+        try:
+            self._is_lost = not self._slab.set(_name(self._token, part), data, ttl=_SECONDS, tti=None)
+        except SlabBusyError:
+            self._is_lost = True
+
+    def _advance(self) -> None:
+        if not self._is_lost:
+            self._slab._flight_advance(self._record, self._token, 1 + self._size)
+
+
+class LogReader:
+    """Reads what a flight's leader writes."""
+
+    def __init__(self, slab: SharedSlab, token: int) -> None:
+        """Read this flight's log from the start."""
+        self._slab = slab
+        self._token = token
+        self._position = 0
+
+    def head(self) -> Head:
+        """Return the head. Only once the flight's progress is 1 or more.
+
+        Raises:
+            LogLostError: it is gone.
+        """
+        try:
+            return _decode_head(self._part("head"))
+        except msgspec.MsgspecError:
+            raise LogLostError("the head is damaged") from None
+
+    def read(self, progress: int) -> bytes:
+        """Return the bytes of the body that have come since the last call, as far as the progress says.
+
+        Raises:
+            LogLostError: they are gone.
+        """
+        pieces = []
+        while self._position < progress - 1:
+            start = self._position % BLOCK_BYTES
+            piece = self._part(self._position // BLOCK_BYTES)[start:]
+            if not piece:
+                raise LogLostError("a block is shorter than was said")
+            pieces.append(piece)
+            self._position += len(piece)
+        return b"".join(pieces)
+
+    def end(self) -> End | None:
+        """Return how it ended; None if its leader never said so: it died."""
+        data = self._slab.get(_name(self._token, "end"))
+        try:
+            return None if data is None else _decode_end(data)
+        except msgspec.MsgspecError:
+            return None
+
+    def _part(self, part: object) -> bytes:
+        data = self._slab.get(_name(self._token, part))
+        if data is None:
+            raise LogLostError(f"{part} was evicted")
+        return data
