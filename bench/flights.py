@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import random
 import statistics
@@ -237,6 +238,7 @@ def main() -> int:
         "--json", type=Path, default=RESULTS / "flights.json", help="result file (default: %(default)s)"
     )
     arguments = parser.parse_args()
+    logging.getLogger("llm_edge_cache").setLevel(logging.ERROR)  # each death of Redis is warned of, by each host
     provenance = Provenance(arguments.seed, distributions=("redis", "hiredis"))
     trials = 1 if arguments.quick else max(arguments.trials, 20)
     faces = FACES[:1] if arguments.quick else FACES
