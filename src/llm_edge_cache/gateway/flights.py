@@ -211,11 +211,12 @@ class AnswerFlights:
         async for chunk in call.chunks():
             broadcast.append(chunk)
             log.append(chunk)
-            if head.is_stream:
+            if exchange.is_stream:
                 judge.feed(chunk)
             if broadcast.size > self._config.answer_limit:
                 raise UpstreamFailureError("too_large", 502, "the upstream's answer is too large")
-        if head.is_stream:
+        # By what was asked for: whoever wants a stream and is given one piece gets it, but the next shall not.
+        if exchange.is_stream:
             return judge.finish()
         return exchange.protocol.judge(call.status, call.headers, broadcast.body, cut_reasons=self._cut_reasons)
 
