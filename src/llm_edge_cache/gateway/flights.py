@@ -69,8 +69,7 @@ class AnswerFlights:
     def join(self, exchange: Exchange) -> tuple[Broadcast, bool]:
         """Return the answer to a request as it comes, and whether this request is the one that has it asked for."""
         local = self._local.get(exchange.key)
-        # 1 A's answer comes  2 it is invalidated  3 B asks: what began before is too old for B.
-        if local is not None and not self._engine.core.has_overtaken(local.begun, exchange.key, ()):
+        if local is not None and self._is_joinable(exchange.key, local):
             return local.broadcast, False
         broadcast = Broadcast()
         begun = self._engine.core.begin(exchange.key)
@@ -78,6 +77,14 @@ class AnswerFlights:
         self._local[exchange.key] = local = _Local(broadcast, begun, task)
         task.add_done_callback(lambda _: self._forget(exchange.key, local))
         return broadcast, True
+
+    def _is_joinable(self, key: bytes, local: _Local) -> bool:
+        # 1 the worker that leads dies, and the broadcast ends  2 its readers run before the task is forgotten, and join
+        # again: each would be given the dead one until it has no more tries, and ask the upstream for itself.
+        if local.broadcast.end is not None:
+            return False
+        # 1 A's answer comes  2 it is invalidated  3 B asks: what began before is too old for B.
+        return not self._engine.core.has_overtaken(local.begun, key, ())
 
     def ask(self, exchange: Exchange, *, store: bool) -> Broadcast:
         """Ask the upstream for this request alone, whoever else asks for the same; store the answer if told to."""
