@@ -11,9 +11,10 @@ import contextlib
 import json
 import os
 import secrets
+import signal
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 
 import psutil
 from stand_in_upstream import StandInUpstream, load_recordings
-from worker_servers import PATIENCE_SECONDS, Server, is_running, wait_until
+from worker_servers import Server, is_running, wait_until
 
 from llm_edge_cache import SharedSlab
 from llm_edge_cache.gateway.app import CONFIG_VARIABLE
@@ -32,11 +33,15 @@ MiB = 1 << 20
 UVICORN = [
     *("-m", "uvicorn", "--factory", "llm_edge_cache.gateway.app:from_environment"),
     *("--host", "127.0.0.1", "--port", "0", "--no-access-log", "--no-server-header", "--no-date-header"),
+    # Longer than clients keep a connection (the official ones 5 s, as long as uvicorn): 1 the server closes an idle one
+    # 2 its client, which has not heard of it, sends the next request.
+    *("--timeout-keep-alive", "75"),
 ]
 
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 EMBEDDINGS, MESSAGES = "/v1/embeddings", "/v1/messages"
 
+_PROBE = "which worker is this?"
 IDLE_SECONDS = 2.0
 """How long the tests' gateway waits for a provider that says nothing."""
 INVENTED = Path(__file__).resolve().parent / "data" / "exchanges.jsonl"
@@ -80,6 +85,12 @@ class Gateway:
         """How often the provider was asked this question."""
         return self.upstream.provider.tally.by_question[recording_key(path, json.dumps(body).encode())]
 
+    def plan(self, path: str, body: dict[str, Any], plan: Plan) -> None:
+        """Have the provider answer this question so."""
+        recorded = self.upstream.provider._recordings
+        assert isinstance(recorded, dict)
+        recorded[recording_key(path, json.dumps(body).encode())] = plan
+
     def worker_pids(self) -> list[int]:
         """The processes that serve: those that have the slab's segment mapped."""
         children = psutil.Process(self.server.pid).children(recursive=True)
@@ -87,7 +98,8 @@ class Gateway:
 
     def wait_ready(self) -> None:
         wait_until(lambda: len(self.worker_pids()) >= self.workers, f"{self.workers} workers\n{self.server.log}")
-        self.server.ask("/healthz")
+        reply = asyncio.run(ask(self.port, CHAT, question(_PROBE), authorization=_PROBE))
+        assert reply.status == 200, reply
 
 
 def _maps_slab(process: psutil.Process, name: str) -> bool:
@@ -258,25 +270,37 @@ async def request(port: int, method: str, path: str, body: object = b"", **heade
 
 @asynccontextmanager
 async def connections_by_worker(gateway: Gateway, each: int = 1) -> AsyncIterator[dict[int, list[Connection]]]:
-    """Connections to every worker, by its process id. Which worker gets a connection is the kernel's choice."""
-    found: dict[int, list[Connection]] = {pid: [] for pid in gateway.worker_pids()}
-    opened: list[Connection] = []
-    probe = question("who are you?")
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    """So many connections to every worker, by its process id.
+
+    Which worker accepts a connection is the kernel's choice, so all but one are stopped for as long as that takes.
+    """
+    found: dict[int, list[Connection]] = {}
+    pids = gateway.worker_pids()
     try:
-        while any(len(connections) < each for connections in found.values()):
-            assert time.monotonic() < deadline, f"not enough connections to {found}"
-            batch = [await Connection.open(gateway.port) for _ in range(8)]
-            opened += batch
-            for connection, reply in zip(
-                batch,
-                await asyncio.gather(*(one.ask(CHAT, probe, authorization="probe") for one in batch)),
-                strict=True,
-            ):
-                found.setdefault(reply.worker, []).append(connection)
+        for pid in pids:
+            with _stopped(other for other in pids if other != pid):
+                found[pid] = [await Connection.open(gateway.port) for _ in range(each)]
+                replies = await asyncio.gather(*map(_probe, found[pid]))
+            assert {reply.worker for reply in replies} == {pid}
         yield found
     finally:
-        await asyncio.gather(*(connection.close() for connection in opened))
+        await asyncio.gather(*(connection.close() for many in found.values() for connection in many))
+
+
+async def _probe(connection: Connection) -> Reply:
+    return await connection.ask(CHAT, question(_PROBE), authorization=_PROBE)
+
+
+@contextmanager
+def _stopped(pids: Iterable[int]) -> Iterator[None]:
+    stopped = list(pids)
+    try:
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        yield
+    finally:
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
 
 
 # ---- questions ----
