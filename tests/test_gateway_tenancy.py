@@ -171,7 +171,7 @@ def test_even_then_nobody_gets_another_caller_s_error(
             while not sharing.calls_of(CHAT, body):
                 await asyncio.sleep(0.01)
             good = [one.ask(CHAT, body, authorization=f"Bearer {number}") for number, one in enumerate(others)]
-            return [await refused, *await asyncio.gather(*good)]
+            return await asyncio.gather(refused, *good)
 
     refused, *good = asyncio.run(main())
     assert refused.status == 401
