@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from fault_proxy import FaultProxy
+from gateway_servers import IDLE_SECONDS, Gateway, recordings, run_gateway
 from redis_servers import RedisServer
+from stand_in_upstream import AT_ONCE, StandInUpstream
 
 from llm_edge_cache import SharedSlab, SlabConfig
 
@@ -62,3 +64,20 @@ def fault_proxy(redis_server: RedisServer) -> Iterator[FaultProxy]:
     """A proxy before `redis_server` that passes everything on, until it is told otherwise."""
     with FaultProxy(redis_server.address) as proxy:
         yield proxy
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """One gateway with four workers for all: a test asks questions of its own."""
+    with (
+        StandInUpstream(AT_ONCE, recordings()) as upstream,
+        run_gateway(tmp_path_factory.mktemp("gateway"), upstream, workers=4, idle_timeout=IDLE_SECONDS) as running,
+    ):
+        yield running
+
+
+@pytest.fixture
+def gateway(served: Gateway) -> Iterator[Gateway]:
+    """The gateway that all share, before a provider that answers equal questions alike, and at once."""
+    yield served
+    served.upstream.provider.settings = AT_ONCE

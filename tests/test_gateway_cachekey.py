@@ -6,6 +6,7 @@ import pytest
 
 from llm_edge_cache import CacheableRequest, generate_cache_key
 from llm_edge_cache.gateway.protocols import SHARED_SCOPE, Headers, cache_key, caller_scope, parse_body
+from llm_edge_cache.gateway.protocols.cachekey import is_caller_header
 
 BODY = parse_body(b'{"model":"m","messages":[]}')
 
@@ -91,6 +92,14 @@ def test_a_gateway_s_key_is_no_library_s_key() -> None:
 def test_whoever_asks_has_a_scope_of_their_own(name: bytes) -> None:
     scopes = {caller_scope([(name, value), (b"accept", b"*/*")]) for value in (b"one", b"two", b"")}
     assert len(scopes | {caller_scope([]), SHARED_SCOPE}) == 5
+
+
+def test_what_a_relay_calls_its_credential_counts_and_what_every_client_sends_does_not() -> None:
+    assert is_caller_header(b"cf-aig-authorization")
+    assert is_caller_header(b"ocp-apim-subscription-key")
+    assert is_caller_header(b"cookie")
+    for name in (b"user-agent", b"accept", b"host", b"x-stainless-retry-count", b"anthropic-version", b"traceparent"):
+        assert not is_caller_header(name)
 
 
 def test_a_scope_depends_on_which_header_holds_the_credential_and_on_no_other_header() -> None:

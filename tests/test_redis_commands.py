@@ -17,7 +17,7 @@ from llm_edge_cache.redis_commands import LuaScript, RedisTrouble, link_trouble,
     [
         ("NOAUTH Authentication required.", "auth", True),
         ("WRONGPASS invalid username-password pair or user is disabled.", "auth", True),
-        ("NOPERM this user has no permissions to run the 'set' command", "auth", True),
+        ("NOPERM this user has no permissions to run the 'set' command", "auth", False),
         ("ERR Client sent AUTH, but no password is set", "auth", True),
         ("ERR invalid password", "auth", True),
         ("LOADING Redis is loading the dataset in memory", "loading", True),

@@ -121,8 +121,7 @@ class CachedEndpoints:
     ) -> bool:
         head = broadcast.head
         if head is not None and head.is_stream:
-            await self._send_stream(exchange, broadcast, send, head, headers)
-            return True
+            return await self._send_stream(exchange, broadcast, send, head, headers, is_last_try=is_last_try)
         end = await broadcast.finished()
         if not end.failure and head is not None:
             await send_whole(send, head.status, headers, broadcast.body)
@@ -133,8 +132,20 @@ class CachedEndpoints:
         return True
 
     async def _send_stream(
-        self, exchange: Exchange, broadcast: Broadcast, send: Send, head: Head, headers: HeaderList
-    ) -> None:
+        self,
+        exchange: Exchange,
+        broadcast: Broadcast,
+        send: Send,
+        head: Head,
+        headers: HeaderList,
+        *,
+        is_last_try: bool,
+    ) -> bool:
+        if broadcast.source == "worker" and not is_last_try:
+            # Another worker may die before the first event: whoever was sent nothing can be given a second answer.
+            has_begun = await broadcast.after(0)
+            if not has_begun and broadcast.end is not None and broadcast.end.failure == "aborted":
+                return False
         await send_start(send, head.status, headers)
         sent = 0
         while chunks := await broadcast.after(sent):
@@ -144,6 +155,7 @@ class CachedEndpoints:
         # What was sent cannot be taken back, and a second answer must not be mixed into it: it ends with an error.
         last = exchange.protocol.error_event(end.message or "the answer broke off") if end.failure else b""
         await send_part(send, last, more=False)
+        return True
 
 
 def _age_of(response: CachedResponse) -> int:

@@ -35,6 +35,8 @@ class Exchange(msgspec.Struct, frozen=True, eq=False):
     key: bytes
     """The key of the answer, 64 hexadecimal digits."""
     controls: Controls
+    is_stream: bool
+    """Whether it asks for a stream of events."""
     bypass: str | None
     """Why the cache is left alone; None: it is not."""
 
@@ -61,5 +63,13 @@ def read_exchange(protocol: WireProtocol, scope: dict[str, Any], raw: bytes, con
         if header[0] not in CONTROL_HEADERS and header[0] != b"accept-encoding"
     ]
     return Exchange(
-        protocol, scope["path"], query, [*passed, _IDENTITY], body.forward(), key.encode(), controls, bypass
+        protocol,
+        scope["path"],
+        query,
+        [*passed, _IDENTITY],
+        body.forward(),
+        key.encode(),
+        controls,
+        body.is_stream,
+        bypass,
     )

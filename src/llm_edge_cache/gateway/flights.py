@@ -71,8 +71,7 @@ class AnswerFlights:
     def join(self, exchange: Exchange) -> tuple[Broadcast, bool]:
         """Return the answer to a request as it comes, and whether this request is the one that has it asked for."""
         local = self._local.get(exchange.key)
-        # 1 A's answer comes  2 it is invalidated  3 B asks: what began before is too old for B.
-        if local is not None and not self._engine.core.has_overtaken(local.begun, exchange.key, ()):
+        if local is not None and self._is_joinable(exchange.key, local):
             return local.broadcast, False
         broadcast = Broadcast()
         begun = self._engine.core.begin(exchange.key)
@@ -80,6 +79,14 @@ class AnswerFlights:
         self._local[exchange.key] = local = _Local(broadcast, begun, task)
         task.add_done_callback(lambda _: self._forget(exchange.key, local))
         return broadcast, True
+
+    def _is_joinable(self, key: bytes, local: _Local) -> bool:
+        # 1 the worker that leads dies, and the broadcast ends  2 its readers run before the task is forgotten, and join
+        # again: each would be given the dead one until it has no more tries, and ask the upstream for itself.
+        if local.broadcast.end is not None:
+            return False
+        # 1 A's answer comes  2 it is invalidated  3 B asks: what began before is too old for B.
+        return not self._engine.core.has_overtaken(local.begun, key, ())
 
     def ask(self, exchange: Exchange, *, store: bool) -> Broadcast:
         """Ask the upstream for this request alone, whoever else asks for the same; store the answer if told to."""
@@ -245,11 +252,12 @@ class AnswerFlights:
         async for chunk in call.chunks():
             broadcast.append(chunk)
             log.append(chunk)
-            if head.is_stream:
+            if exchange.is_stream:
                 judge.feed(chunk)
             if broadcast.size > self._config.answer_limit:
                 raise UpstreamFailureError("too_large", 502, "the upstream's answer is too large")
-        if head.is_stream:
+        # By what was asked for: whoever wants a stream and is given one piece gets it, but the next shall not.
+        if exchange.is_stream:
             return judge.finish()
         return exchange.protocol.judge(call.status, call.headers, broadcast.body, cut_reasons=self._cut_reasons)
 
