@@ -27,9 +27,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))  # the se
 from provenance import RESULTS, Bar, Provenance, at_least, at_most, write_results
 from redis_troubles import OUTAGES, REFUSALS, Trouble
 
-from llm_edge_cache import CacheableRequest, CachedResponse, CacheManager, L1Config, L2Config, SyncCacheManager
+from llm_edge_cache import (
+    CacheableRequest,
+    CachedResponse,
+    CacheManager,
+    L1Config,
+    L2Config,
+    SyncCacheManager,
+    generate_cache_key,
+)
 from llm_edge_cache.breaker import OPEN_FROM
-from llm_edge_cache.engine import request_key
 from llm_edge_cache.regions import Counter, Word
 
 MiB = 1 << 20
@@ -68,7 +75,7 @@ def _is_open(cache: Any) -> bool:
 
 
 def _forget(cache: Any) -> None:
-    cache.slab.delete(request_key(KNOWN))
+    cache.slab.delete(generate_cache_key(KNOWN).encode())
 
 
 # The two faces of one trial. What is timed is one call as a user makes it, on the event loop where there is one.
