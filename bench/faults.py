@@ -6,7 +6,7 @@ For each fault and both managers, some times over: a cache in health is struck; 
 the circuit breaker opens (the first calls), then while it is open; the fault is healed, and the clock runs until a
 look-up is answered by Redis again, which is asked every millisecond. Beside each block of look-ups as many are timed in
 a cache without Redis: the figure that is subtracted. A plain sleep of the same length tells how late timers are on this
-machine. The servers are real, the faults those of the tests.
+machine. The fault ends at a random moment between two probes. The servers are real, the faults those of the tests.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import asyncio
 import itertools
 import math
 import os
+import random
 import statistics
 import sys
 import time
@@ -37,7 +38,7 @@ from llm_edge_cache import (
     SyncCacheManager,
     generate_cache_key,
 )
-from llm_edge_cache.breaker import OPEN_FROM
+from llm_edge_cache.breaker import OPEN_FROM, PROBE_INTERVAL_NS
 from llm_edge_cache.regions import Counter, Word
 
 MiB = 1 << 20
@@ -51,6 +52,7 @@ RESTARTS = ("killed", "stopped")  # the faults whose return to service is the fi
 DISTRIBUTIONS = ("redis", "hiredis")
 
 _numbers = itertools.count()
+_random = random.Random(0)
 
 
 class Samples:
@@ -122,6 +124,7 @@ async def _trial(cache: Any, alone: Any, trouble: Trouble, is_outage: bool, samp
     for _ in range(CALLS):
         samples.later.append(await _timed(cache.lookup))
         samples.alone.append(await _timed(alone.lookup))
+    await asyncio.sleep(_random.uniform(0, PROBE_INTERVAL_NS / 1e9))  # at any moment between two probes
     trouble.heal()
     start = time.monotonic()
     while True:
@@ -234,8 +237,10 @@ def main() -> int:
     parser.add_argument(
         "--only", action="append", help="this fault alone; may be repeated", choices=[*OUTAGES, *REFUSALS]
     )
+    parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    provenance = Provenance(None, DISTRIBUTIONS)
+    _random.seed(arguments.seed)
+    provenance = Provenance(arguments.seed, DISTRIBUTIONS)
     trials = 1 if arguments.quick else arguments.trials
     faults = arguments.only or (("killed", "full") if arguments.quick else (*OUTAGES, *REFUSALS))
     rows = [
