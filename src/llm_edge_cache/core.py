@@ -35,7 +35,7 @@ _L1_MISSES: Final = int(Counter.L1_MISSES)
 _L1_TIMES: Final = int(Histogram.L1)
 _TIME_SAVED: Final = int(Counter.MICROSECONDS_SAVED)
 _PROMPT_SAVED: Final = int(Counter.PROMPT_TOKENS_SAVED)
-_COMPLETION_SAVED: Final = int(Counter.COMPLETION_TOKENS_SAVED)
+_ANSWER_SAVED: Final = int(Counter.COMPLETION_TOKENS_SAVED)
 _CONTACT: Final = int(Word.CONTACT)
 
 
@@ -129,8 +129,7 @@ class Core:
         if tokens is None:
             record(_L1_HITS, _L1_TIMES, start, _TIME_SAVED, entry.microseconds)
         else:
-            prompt, completion = tokens.prompt_tokens, tokens.completion_tokens
-
+            prompt, answer = tokens.prompt_tokens, tokens.completion_tokens
             record(
                 _L1_HITS,
                 _L1_TIMES,
@@ -139,8 +138,8 @@ class Core:
                 entry.microseconds,
                 _PROMPT_SAVED,
                 prompt,
-                _COMPLETION_SAVED,
-                completion,
+                _ANSWER_SAVED,
+                answer,
             )
         return L1Hit(response)
 
@@ -150,7 +149,7 @@ class Core:
         count(_TIME_SAVED, entry.microseconds)
         if tokens is not None:
             count(_PROMPT_SAVED, tokens.prompt_tokens)
-            count(_COMPLETION_SAVED, tokens.completion_tokens)
+            count(_ANSWER_SAVED, tokens.completion_tokens)
 
     def _missed(
         self, key: bytes, data: bytes | None, start: int, entry: Entry | None, *, is_unverified: bool = False
