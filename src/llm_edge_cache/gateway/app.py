@@ -123,8 +123,7 @@ class Gateway:
                 await send_part(send, b"", more=False)
         except UpstreamFailureError as failure:
             if has_started:
-                # The server then cuts the connection, as the upstream did.
-                raise ConnectionError("the upstream broke off") from None
+                return  # without an end: the server cuts the connection, as the upstream did
             await send_error(send, _ELSEWHERE, failure.status, str(failure), code=failure.kind)
 
     async def _serve_own(self, path: str, scope: dict[str, Any], send: Send) -> None:
