@@ -18,7 +18,6 @@ HeaderList = list[tuple[bytes, bytes]]
 _HOP_BY_HOP: Final = frozenset(
     {
         b"connection",
-        b"content-length",  # of what we send, the server writes it
         b"keep-alive",
         b"proxy-authenticate",
         b"proxy-authorization",

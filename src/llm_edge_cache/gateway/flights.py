@@ -221,7 +221,7 @@ class AnswerFlights:
         """Pass the answer on as it comes, and judge it."""
         head = Head(call.status, keepable(call.headers))
         log.head(head)
-        broadcast.start(head, "upstream", call.headers)
+        broadcast.start(head, "upstream", [header for header in call.headers if header[0] != b"content-length"])
         judge = exchange.protocol.stream_judge(call.status, call.headers, cut_reasons=self._cut_reasons)
         events = _Events(judge) if head.is_stream and not head.is_encoded else None
         async for chunk in call.chunks():

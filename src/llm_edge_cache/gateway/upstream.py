@@ -18,7 +18,7 @@ from llm_edge_cache.gateway.config import GatewayConfig
 __all__ = ["Call", "Upstream", "UpstreamFailureError"]
 
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-_OWN_HEADERS: Final = (b"host", b"content-length", b"expect")
+_OWN_HEADERS: Final = (b"host", b"expect")
 _AUTOMATIC: Final = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 _KEEP_ALIVE_SECONDS: Final = 15.0  # below what servers use, so that a kept connection is rarely closed under our feet
 
@@ -97,7 +97,7 @@ class Upstream:
         """
         assert self._session is not None
         url = URL(self._base + path + (f"?{query.decode('latin-1')}" if query else ""), encoded=True)
-        sent = [(k.decode("latin-1"), v.decode("latin-1")) for k, v in headers if k not in _OWN_HEADERS]
+        sent = [(name.decode("latin-1"), _text(value)) for name, value in headers if name not in _OWN_HEADERS]
         await self._take_place()
         try:
             with _translated():
@@ -114,6 +114,14 @@ class Upstream:
         except asyncio.TimeoutError:
             message = f"{self._config.upstream_calls} calls of this worker are under way already; try again later"
             raise UpstreamFailureError("busy", 503, message) from None
+
+
+def _text(value: bytes) -> str:
+    """Return what becomes these bytes again: our client writes UTF-8. Bytes that are none cannot be kept."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
 
 
 def _refuse_unsound(response: aiohttp.ClientResponse) -> None:
