@@ -94,7 +94,16 @@ class ObjectStore:
         Raises:
             TypeError, ValueError, or the serializer's own: it cannot be carried.
         """
-        return not self.set_many({key: value}, ttl)
+        name = self._name(key)
+        try:
+            data = self._dump(value)
+        except Exception:
+            self.slab.delete(name)  # an old value is not to be taken for the one that could not be stored
+            raise
+        if _is_over(ttl):
+            self.slab.delete(name)
+            return True
+        return self.slab.set(name, data, ttl=ttl)
 
     def set_many(self, mapping: Mapping[str, Any], ttl: float | None) -> list[str]:
         """Store several objects; returns the keys that the slab refused. If one cannot be carried, none is stored."""
@@ -102,7 +111,7 @@ class ObjectStore:
         try:
             dumped = {name: self._dump(mapping[key]) for name, key in names.items()}
         except Exception:
-            self.slab.delete_many(names)  # an old value is not to be taken for the one that could not be stored
+            self.slab.delete_many(names)  # as in set()
             raise
         if _is_over(ttl):
             self.slab.delete_many(names)
