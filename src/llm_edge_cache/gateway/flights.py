@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from llm_edge_cache.core import Begun
 from llm_edge_cache.engine import FetchOptions
 from llm_edge_cache.flight import Lead, Running
-from llm_edge_cache.gateway.answers import End, Head, entry_of, head_of, keepable
+from llm_edge_cache.gateway.answers import End, Head, entry_of, head_of, keepable, own_headers
 from llm_edge_cache.gateway.broadcast import Broadcast
 from llm_edge_cache.gateway.config import GatewayConfig
 from llm_edge_cache.gateway.exchange import Exchange
@@ -221,7 +221,7 @@ class AnswerFlights:
         """Pass the answer on as it comes, and judge it."""
         head = Head(call.status, keepable(call.headers))
         log.head(head)
-        broadcast.start(head, "upstream", [header for header in call.headers if header[0] != b"content-length"])
+        broadcast.start(head, "upstream", own_headers(call.headers))
         judge = exchange.protocol.stream_judge(call.status, call.headers, cut_reasons=self._cut_reasons)
         events = _Events(judge) if head.is_stream and not head.is_encoded else None
         async for chunk in call.chunks():
