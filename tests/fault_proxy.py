@@ -37,6 +37,8 @@ class FaultProxy:
         self.port = 0
         self.accepted = 0
         """Connections accepted so far."""
+        self.asked = 0
+        """How often clients have sent something; a command, or a batch of them, is mostly one."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fault proxy", daemon=True)
         self._server: asyncio.Server | None = None
@@ -170,6 +172,7 @@ class FaultProxy:
         self, reader: asyncio.StreamReader, upstream: asyncio.StreamWriter, writer: asyncio.StreamWriter
     ) -> None:
         while data := await reader.read(65536):
+            self.asked += 1
             if self._garbage is not None:
                 writer.write(self._garbage)
             elif self._forwards:

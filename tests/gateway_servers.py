@@ -25,7 +25,7 @@ from stand_in_upstream import StandInUpstream, load_recordings
 from worker_servers import Server, is_running, wait_until
 
 from llm_edge_cache import SharedSlab
-from llm_edge_cache.gateway.app import CONFIG_VARIABLE
+from llm_edge_cache.gateway.config import CONFIG_VARIABLE
 from llm_edge_cache.gateway.stand_in import recording_key
 from llm_edge_cache.gateway.stand_in_faults import Plan
 

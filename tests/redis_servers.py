@@ -313,6 +313,9 @@ class RedisCluster:
         destination.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", names[source.port])
         source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", names[destination.port])
         yield
+        self._finish(slot, source, destination, names)
+
+    def _finish(self, slot: int, source: RedisServer, destination: RedisServer, names: Mapping[int, str]) -> None:
         for moved in source.ask("CLUSTER", "GETKEYSINSLOT", slot, 1000):
             login = ["AUTH", self._password] if self._password else []
             source.ask("MIGRATE", "127.0.0.1", destination.port, moved, 0, 1000, *login)
@@ -327,3 +330,11 @@ class RedisCluster:
         """Move the slot of `key` and what is in it."""
         with self.migrating(key, destination):
             pass
+
+    def migrate_back(self, key: bytes, source: RedisServer) -> None:
+        """Undo migrate()."""
+        slot, destination = key_slot(key), self.holder(key)
+        names = {node.port: self._name(node) for node in self.nodes}
+        destination.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", names[source.port])
+        source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", names[destination.port])
+        self._finish(slot, source, destination, names)

@@ -89,6 +89,48 @@ def test_one_codec_s_bytes_are_another_s() -> None:
     assert EntryCodec().decode(CODEC.encode(ENTRY)) == ENTRY
 
 
+# ---- packed for L1, sealed for L2 ----
+
+
+@given(entries)
+def test_a_packed_entry_comes_back_as_it_was(entry: Entry) -> None:
+    assert CODEC.unpack(CODEC.pack(entry)) == entry
+    assert CODEC.read(CODEC.pack(entry)) == entry
+
+
+@needs_zstd
+@given(entries, st.integers(0, 200))
+def test_a_packed_and_compressed_entry_comes_back_as_it_was(entry: Entry, above: int) -> None:
+    assert CODEC.unpack(EntryCodec(compress_above=above).pack(entry)) == entry
+
+
+@pytest.mark.parametrize("above", [None, pytest.param(0, marks=needs_zstd)])
+def test_sealing_is_what_l2_has_beyond_l1(above: int | None) -> None:
+    entry, maker = Entry(CachedResponse("ab" * 100, "m")), EntryCodec(compress_above=above)
+    packed = maker.pack(entry)
+    assert codec.seal(packed) == maker.encode(entry)
+    assert codec.unsealed(maker.encode(entry)) == packed
+
+
+@given(st.binary(max_size=60))
+def test_arbitrary_bytes_are_no_packed_entry(data: bytes) -> None:
+    with pytest.raises(CodecError) as caught:
+        CODEC.unpack(data)
+    assert caught.value.reason in {"content", "compression"}
+
+
+@given(st.binary(max_size=60))
+def test_the_hot_path_raises_nothing_but_what_it_says(data: bytes) -> None:
+    with pytest.raises(codec.UNREADABLE):
+        CODEC.read(data)
+
+
+@needs_zstd
+def test_the_hot_path_leaves_compressed_entries_to_unpack() -> None:
+    with pytest.raises(codec.UNREADABLE):
+        CODEC.read(EntryCodec(compress_above=0).pack(Entry(CachedResponse("ab" * 100, "m"))))
+
+
 # ---- what is not ours ----
 
 

@@ -14,16 +14,21 @@ PROGRAMS = [
     "plain/test_model",
     "plain/test_threads",
     "plain/test_policy",
+    "plain/test_flights",
     "asan/test_model",
     "asan/test_threads",
     "asan/test_policy",
+    "asan/test_flights",
     "tsan/test_threads",
+    "tsan/test_flights",
     "points/test_announced",
     "points/test_readside",
     "points/test_crash",
     "points/test_recovery",
     "points/test_stopped",
+    "points/test_flight_deaths",
     "weak/test_weakmem",
+    "weak/test_weakflights",
 ]
 #: Inputs of the fixed fuzzing run: the committed corpus, and so many mutations of it from a fixed seed.
 FUZZ_RUNS = 20_000

@@ -62,8 +62,11 @@ ORDER = [
     "series",
     "metrics",
     "__init__",
+    "adapters",
     "gateway",
+    "cli",
     "workers",
+    "__main__",
 ]
 
 

@@ -18,19 +18,22 @@ from typing import Any
 
 import pytest
 from fault_proxy import FaultProxy
+from redis.utils import HIREDIS_AVAILABLE
 from redis_faces import AsyncFace, Face, make_face
 from redis_servers import RedisServer, wait_for
 
 from llm_edge_cache.redis_client import AsyncRedisClient, Batch, Call, LuaScript, RedisClient, RedisTrouble, Script
 from llm_edge_cache.redis_target import parse_redis_url
 
-TIMEOUT = 0.3  # seconds; the operation timeout wherever no other is said
+TIMEOUT = 0.2  # seconds; the operation timeout wherever no other is said
 LATE = 10 * TIMEOUT  # a bound that holds is well below it, a broken one well above
 PING = Call(("PING",))
 ECHO = LuaScript("return {KEYS[1], ARGV[1]}")
 PUT = LuaScript("return redis.call('SET', KEYS[1], ARGV[1])")
 
 MakeFace = Callable[..., Face]
+
+no_leniency = pytest.mark.skipif(not HIREDIS_AVAILABLE, reason="redis-py's own parser takes it for an empty value")
 
 
 @pytest.fixture(params=["threads", "asyncio"])
@@ -151,10 +154,12 @@ def test_the_database_is_selected(make: MakeFace, own_server: RedisServer) -> No
 
 
 def test_connecting_costs_no_command(make: MakeFace, own_server: RedisServer) -> None:
-    before = own_server.ask("INFO", "commandstats")
+    def count() -> int:
+        return int(own_server.ask("INFO", "stats")["total_commands_processed"])
+
+    first, second = count(), count()
     make(own_server.url).run(Call(("GET", "k")))
-    after = own_server.ask("INFO", "commandstats")
-    assert set(after) - set(before) - {"cmdstat_info"} == {"cmdstat_get"}
+    assert count() - second == second - first + 1
 
 
 def test_commands_at_once_share_a_bounded_number_of_connections(make: MakeFace, own_server: RedisServer) -> None:
@@ -180,9 +185,9 @@ def test_whoever_finds_no_free_connection_waits_no_longer_than_its_time(
 
 def test_a_blocking_read_has_its_time_and_a_connection_of_its_own(make: MakeFace, own_server: RedisServer) -> None:
     face = make(own_server.url, max_connections=1)
-    read = Call(("XREAD", "BLOCK", 600, "STREAMS", "s", "$"))
+    read = Call(("XREAD", "BLOCK", 400, "STREAMS", "s", "$"))
     with ThreadPoolExecutor(1) as thread:
-        reading = thread.submit(face.run, read, blocking=0.6)
+        reading = thread.submit(face.run, read, blocking=0.4)
         wait_for(own_server.connections, "it reads")
         assert face.run(PING) == b"PONG"
         assert not reading.done()
@@ -404,6 +409,22 @@ def test_a_connection_that_is_half_open(make: MakeFace, fault_proxy: FaultProxy)
     serves_again(face)
 
 
+def test_a_failure_closes_the_idle_connections_to_that_server(
+    make: MakeFace, fault_proxy: FaultProxy, redis_server: RedisServer
+) -> None:
+    """Each of them might be as dead, and would cost a timeout when its turn comes."""
+    face = make(fault_proxy.url)
+    fault_proxy.delay(0.1)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: face.run(PING), range(4)))
+    fault_proxy.half_open()
+    assert trouble_of(face).reason == "timeout"
+    fault_proxy.pass_on()
+    made = fault_proxy.accepted
+    assert face.run(PING) == b"PONG"
+    assert fault_proxy.accepted == made + 1
+
+
 def test_answers_that_trickle_end_at_the_deadline(
     make: MakeFace, redis_server: RedisServer, fault_proxy: FaultProxy, key: bytes
 ) -> None:
@@ -453,6 +474,13 @@ def test_only_a_kept_connection_is_replaced(make: MakeFace, fault_proxy: FaultPr
     assert fault_proxy.accepted == 3  # the kept one, and one fresh one
 
 
+def test_logging_in_is_tried_once(make: MakeFace, fault_proxy: FaultProxy) -> None:
+    face = make(fault_proxy.url.replace("redis://", "redis://:secret@"))
+    fault_proxy.reset_mid_reply(0)
+    assert trouble_of(face).reason == "connection"
+    assert fault_proxy.accepted == 1
+
+
 def test_a_server_that_refuses_for_a_while(make: MakeFace, fault_proxy: FaultProxy) -> None:
     face = make(fault_proxy.url)
     face.run(PING)
@@ -467,7 +495,7 @@ def test_a_server_that_refuses_for_a_while(make: MakeFace, fault_proxy: FaultPro
     [
         b"HTTP/1.1 400 Bad Request\r\n\r\n",
         b"\x00\xff\xfe\x80" * 100,
-        b"$-7\r\n",
+        pytest.param(b"$-7\r\n", marks=no_leniency),
         b"$99999999999999999999\r\n",
         b"*1000000000000\r\n",
         b"-MOVED nonsense\r\n",
@@ -480,7 +508,9 @@ def test_garbage(make: MakeFace, fault_proxy: FaultProxy, garbage: bytes) -> Non
     fault_proxy.garbage(garbage)
     trouble = trouble_of(face)
     assert trouble.is_outage
-    assert trouble.reason in {"connection", "timeout"}  # what could be the begin of an answer is waited for
+    assert fault_proxy.accepted == 1  # it is not asked for more of the same
+    # What could be the beginning of an answer is waited for; redis-py before version 6 does not look into a MOVED.
+    assert trouble.reason in {"connection", "timeout", "cluster"}
     fault_proxy.pass_on()
     assert face.run(PING) == b"PONG"
 

@@ -143,6 +143,14 @@ def test_moved_is_followed_and_remembered() -> None:
     assert drive(route.perform(GET), [(THREE, "GET", b"v")]) == b"v"
 
 
+def test_moved_and_ask_are_understood_as_older_redis_py_hands_them_on() -> None:
+    route = learned()
+    slot = key_slot(b"k")
+    moved, ask = ResponseError(f"MOVED {slot} node:3"), ResponseError(f"ASK {slot} node:1")
+    assert drive(route.perform(GET), [(HOLDER, "GET", moved), (THREE, "GET", ask), (ONE, "GET", b"v")]) == b"v"
+    assert drive(route.perform(GET), [(THREE, "GET", ResponseError("MOVED nonsense"))]).reason == "cluster"
+
+
 def test_moved_without_a_host_means_the_same_host() -> None:
     moved = MovedError(f"{key_slot(b'k')} :3")
     assert drive(learned().perform(GET), [(HOLDER, "GET", moved), (THREE, "GET", b"v")]) == b"v"
@@ -204,6 +212,7 @@ def test_a_server_that_is_no_cluster_is_told_apart() -> None:
         (Call(("GET", "k")), b"k"),
         (Call(("MEMORY", "USAGE", b"k")), b"k"),
         (Call(("XREAD", "BLOCK", 200, "STREAMS", b"k", "$")), b"k"),
+        (Call((b"XREAD", b"BLOCK", 200, b"STREAMS", b"k", b"$")), b"k"),
         (Script(SET, b"k", (b"v",)), b"k"),
         (Call(("GET", b"{k}1")), b"k"),
     ],
@@ -213,10 +222,67 @@ def test_a_command_goes_to_the_holder_of_its_key(command: Any, key: bytes) -> No
     assert node == (ONE if key_slot(key) <= 8000 else TWO)
 
 
-@pytest.mark.parametrize("command", [Call(("PING",)), Call(("SCAN", 0, "COUNT", 10)), Call(("DBSIZE",))])
+@pytest.mark.parametrize("command", [Call(("PING",)), Call((b"SCAN", 0, b"COUNT", 10)), Call((b"DBSIZE",))])
 def test_a_command_without_a_key_goes_to_one_and_the_same_node(command: Call) -> None:
     node, _ = next(learned().perform(command))
     assert node == ONE
+
+
+def test_a_command_without_a_key_goes_to_the_shard_that_it_names() -> None:
+    route = learned()
+    size = [Call((b"DBSIZE",), shard) for shard in range(3)]
+    assert drive(route.perform(size[0]), [(ONE, b"DBSIZE", 5)]) == 5
+    assert drive(route.perform(size[1]), [(TWO, b"DBSIZE", 7)]) == 7
+    assert drive(route.perform(size[2]), []) is None
+    assert drive(route.perform(size[1]), [(TWO, b"DBSIZE", ResponseError("ERR"))]).reason == "response"
+    assert drive(route.perform(size[1]), [(TWO, b"DBSIZE", trouble())]).reason == "connection"
+    assert drive(route_to(parse_redis_url("redis://h")).perform(size[1]), []) is None
+
+
+def exchanges(steps: Steps, replies: list[Any]) -> tuple[list[tuple[Node, int]], Any]:
+    """Give the replies to one exchange after the other. Returns the nodes, with the commands sent, and the answer."""
+    sent: list[tuple[Node, int]] = []
+    try:
+        node, wires = next(steps)
+        while True:
+            sent.append((node, len(wires)))
+            reply = replies.pop(0)
+            node, wires = steps.throw(reply) if isinstance(reply, RedisTrouble) else steps.send(reply)
+    except StopIteration as done:
+        return sent, done.value
+
+
+FOUR = Batch(tuple(Call(("GET", b"%d" % n)) for n in range(4)))
+AT_ONE = [at for at in range(4) if key_slot(b"%d" % at) <= 8000]
+AT_TWO = [at for at in range(4) if at not in AT_ONE]
+
+
+def test_a_batch_is_one_round_trip_to_each_node() -> None:
+    assert len(AT_ONE) == len(AT_TWO) == 2
+    order = [ONE, TWO] if 0 in AT_ONE else [TWO, ONE]
+    sent, answers = exchanges(learned().perform(FOUR), [[b"a", b"b"], [b"c", b"d"]])
+    assert sent == [(node, 2) for node in order]
+    assert sorted(answers) == [b"a", b"b", b"c", b"d"]
+    assert [answers[at] for at in (AT_ONE if order[0] is ONE else AT_TWO)] == [b"a", b"b"]
+
+
+def test_what_a_node_refuses_of_a_batch_is_repeated_alone() -> None:
+    moved = MovedError("1 node:3")
+    sent, answers = exchanges(
+        learned().perform(FOUR),
+        [[b"a", moved], [moved], [b"moved"], [b"c", ResponseError("ERR")], [ResponseError("ERR")]],
+    )
+    assert [count for _, count in sent] == [2, 1, 1, 2, 1]
+    assert sent[2][0] == THREE
+    assert {b"a", b"moved", b"c"} < set(answers)
+    assert [answer.reason for answer in answers if isinstance(answer, RedisTrouble)] == ["response"]
+
+
+def test_a_node_that_fails_takes_its_part_of_a_batch_alone() -> None:
+    failed = trouble()
+    _, answers = exchanges(learned().perform(FOUR), [failed, [b"c", b"d"]])
+    assert answers.count(failed) == 2
+    assert {b"c", b"d"} < set(answers)
 
 
 def test_a_node_s_name_is_its_address() -> None:

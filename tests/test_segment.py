@@ -172,12 +172,17 @@ def test_a_file_whose_pages_are_not_reserved_is_replaced(name: str) -> None:
         assert slab.set(b"key", b"value")
 
 
-def test_a_segment_of_another_layout_is_refused_until_it_is_unlinked(name: str) -> None:
+def _segment_of_layout_77(name: str) -> Place:
     with SharedSlab(name, SMALL) as slab:
         place = slab._place
     with open(place.segment, "r+b") as file:
         file.seek(8)
         file.write(struct.pack("<I", 77))
+    return place
+
+
+def test_a_segment_of_another_layout_is_refused_until_it_is_unlinked(name: str) -> None:
+    place = _segment_of_layout_77(name)
     for make in (SharedSlab, SharedSlab.attach):
         with pytest.raises(SlabVersionError, match=rf"layout version 77, this is {native.LAYOUT_VERSION}.*unlink"):
             make(name)
@@ -188,11 +193,7 @@ def test_a_segment_of_another_layout_is_refused_until_it_is_unlinked(name: str) 
 
 
 def test_replace_takes_the_place_of_a_segment_of_another_layout(name: str) -> None:
-    with SharedSlab(name, SMALL) as slab:
-        place = slab._place
-    with open(place.segment, "r+b") as file:
-        file.seek(8)
-        file.write(struct.pack("<I", 77))
+    _segment_of_layout_77(name)
     with SharedSlab(name, SMALL, replace=True) as slab:
         assert slab.set(b"key", b"value")
 

@@ -24,6 +24,7 @@
 /* How often one operation follows a retired segment to its successor before it answers as if there were none. */
 #define BINDING_ATTEMPTS 3
 #define BINDING_BOOT_ID_BYTES 16
+#define PLAIN_DEPTH_LIMIT 1000      /* of are_plain(): it recurses */
 
 /* Module state. The first two are owned from module start, the next three from configure() on. */
 struct binding_state {
@@ -177,6 +178,9 @@ PyObject *slab_flight_state(PyObject *self, PyObject *const *args, Py_ssize_t na
 PyObject *slab_flight_wait(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
 PyObject *slab_bell(PyObject *self, PyObject *unused);
 PyObject *slab_bell_wait(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
+
+PyObject *native_are_plain(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+PyObject *native_are_plain_dicts(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 
 PyObject *slab_scan_step(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
 PyObject *mapping_totals(PyObject *self, PyObject *unused);

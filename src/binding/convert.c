@@ -136,6 +136,7 @@ bool arguments_parse(const char *function, PyObject *const *args, Py_ssize_t nar
         return false;
     }
     for (Py_ssize_t at = 0; at < nargs; at++) values[at] = args[at];
+    if (!keywords && nargs >= required) return true;    /* the usual call */
     Py_ssize_t keyword_count = keywords ? PyTuple_GET_SIZE(keywords) : 0;
     for (Py_ssize_t at = 0; at < keyword_count; at++)
         if (!keyword_place(function, PyTuple_GET_ITEM(keywords, at), args[nargs + at], names, count, values)) return false;

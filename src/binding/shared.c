@@ -37,7 +37,6 @@ struct record {
 static bool record_parse(PyObject *const *args, Py_ssize_t nargs, struct record *record)
 {
     static const char *const names[] = {"amount"};
-    uint64_t now_ns = clock_precise();
     int64_t start_ns;
     int overflow;
     record->pairs = (nargs - 3) / 2;
@@ -50,6 +49,7 @@ static bool record_parse(PyObject *const *args, Py_ssize_t nargs, struct record 
     if (PyErr_Occurred()) return false;
     if (record->is_timed && !index_parse(args[1], "histogram", LEC_HISTOGRAMS, &record->histogram)) return false;
     if (!int64_parse(args[2], "start_ns", &start_ns)) return false;
+    uint64_t now_ns = record->is_timed ? clock_precise() : 0;
     record->elapsed_ns = start_ns > 0 && (uint64_t)start_ns < now_ns ? now_ns - (uint64_t)start_ns : 0;
     for (Py_ssize_t at = 0; at < record->pairs; at++) {
         if (!index_parse(args[3 + 2 * at], "index", LEC_COUNTERS, &record->further[at].counter)) return false;

@@ -49,46 +49,58 @@ static bool lives_parse(SlabObject *slab, PyObject *ttl, PyObject *tti, struct s
     return life_parse(slab->state, ttl, "ttl", &call->ttl) && life_parse(slab->state, tti, "tti", &call->tti);
 }
 
-/* function(key, value, *, ttl, tti), or with `expected` function(key, value, <expected>, *, ttl, tti) */
-static PyObject *store_method(PyObject *self, const char *function, enum lec_mode mode, const char *expected,
-                              PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
+/* A method of the form name(key, value, *, ttl, tti), or name(key, value, <expected>, *, ttl, tti). */
+struct store_signature {
+    const char *function;
+    enum lec_mode mode;
+    int positional;                 /* 2, or 3 with <expected> */
+    const char *names[5];
+};
+
+static PyObject *store_method(PyObject *self, const struct store_signature *signature, PyObject *const *args, Py_ssize_t nargs,
+                              PyObject *keywords)
 {
-    const char *const plain[] = {"key", "value", "ttl", "tti"};
-    const char *const checked[] = {"key", "value", expected, "ttl", "tti"};
-    int positional = expected ? 3 : 2;
+    int positional = signature->positional;
     PyObject *given[5] = {NULL};
-    struct store_call call = {.store = {.mode = mode}};
-    if (!arguments_parse(function, args, nargs, keywords, expected ? checked : plain, positional + 2, positional, positional, given))
+    struct store_call call;
+    if (!arguments_parse(signature->function, args, nargs, keywords, signature->names, positional + 2, positional, positional, given))
         return NULL;
     if (!lives_parse((SlabObject *)self, given[positional], given[positional + 1], &call)) return NULL;
-    if (expected && !uint64_parse(given[2], expected, &call.store.expected)) return NULL;
+    call.store.mode = signature->mode;
+    call.store.expected = 0;
+    if (positional == 3 && !uint64_parse(given[2], signature->names[2], &call.store.expected)) return NULL;
     int outcome = store_objects((SlabObject *)self, &call, given[0], given[1]);
     return outcome < 0 ? NULL : PyBool_FromLong(outcome);
 }
 
 PyObject *slab_set(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
 {
-    return store_method(self, "set", LEC_SET, NULL, args, nargs, keywords);
+    static const struct store_signature signature = {"set", LEC_SET, 2, {"key", "value", "ttl", "tti"}};
+    return store_method(self, &signature, args, nargs, keywords);
 }
 
 PyObject *slab_add(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
 {
-    return store_method(self, "add", LEC_ADD, NULL, args, nargs, keywords);
+    static const struct store_signature signature = {"add", LEC_ADD, 2, {"key", "value", "ttl", "tti"}};
+    return store_method(self, &signature, args, nargs, keywords);
 }
 
 PyObject *slab_cas(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
 {
-    return store_method(self, "cas", LEC_CAS, "version", args, nargs, keywords);
+    static const struct store_signature signature = {"cas", LEC_CAS, 3, {"key", "value", "version", "ttl", "tti"}};
+    return store_method(self, &signature, args, nargs, keywords);
 }
 
 PyObject *slab_fill(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
 {
-    return store_method(self, "fill", LEC_FILL, "token", args, nargs, keywords);
+    static const struct store_signature signature = {"fill", LEC_FILL, 3, {"key", "value", "token", "ttl", "tti"}};
+    return store_method(self, &signature, args, nargs, keywords);
 }
 
 PyObject *slab_fill_fenced(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
 {
-    return store_method(self, "_fill_fenced", LEC_FILL_FENCED, "fence", args, nargs, keywords);
+    static const struct store_signature signature = {"_fill_fenced", LEC_FILL_FENCED, 3, {"key", "value", "fence", "ttl", "tti"}};
+    return store_method(self, &signature, args, nargs, keywords);
 }
 
 static PyObject *key_number(PyObject *self, PyObject *key_object, uint64_t (*number_of)(struct lec_handle *, const void *, uint32_t))

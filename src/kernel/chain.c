@@ -116,7 +116,12 @@ bool lec_chain_write(const struct lec_space_view *space, uint32_t unit, uint64_t
 {
     struct cursor cursor;
     const uint8_t *source = bytes;
-    if (!cursor_first(space, unit, &cursor) || !cursor_skip(space, &cursor, from)) return false;
+    if (!cursor_first(space, unit, &cursor)) return false;
+    if (from + count <= cursor.left) {      /* the usual case: all in one run */
+        lec_copy_in(cursor.at + from, source, count);
+        return true;
+    }
+    if (!cursor_skip(space, &cursor, from)) return false;
     while (count > 0) {
         if (cursor.left == 0 && !cursor_hop(space, &cursor)) return false;
         uint64_t step = count < cursor.left ? count : cursor.left;

@@ -21,18 +21,18 @@ static inline struct lec_entry *lec_entry_at(const struct lec_space_view *space,
 
 /* Takes units for an entry and links the extents; the other fields of the header are the caller's to fill.
  * *units is what it occupies. LEC_SPACE_FULL: not enough was free, nothing is taken. */
-enum lec_space_status lec_chain_take(const struct lec_space_view *space, uint64_t payload_bytes, uint32_t *unit, uint32_t *units);
+LEC_INTERNAL enum lec_space_status lec_chain_take(const struct lec_space_view *space, uint64_t payload_bytes, uint32_t *unit, uint32_t *units);
 
 /* Gives all extents back. The chain must be unlinked from the index, and nobody may find it any more (index.h). */
-enum lec_space_status lec_chain_give(const struct lec_space_view *space, uint32_t unit);
+LEC_INTERNAL enum lec_space_status lec_chain_give(const struct lec_space_view *space, uint32_t unit);
 
 /* Marks all extents as reached; false when the chain leaves the arena, meets something reached before, or does not
  * hold payload_bytes exactly as lec_chain_take() would have cut it. *units is what it occupies. */
-bool lec_chain_mark(const struct lec_space_view *space, uint32_t unit, uint64_t payload_bytes, uint32_t *units);
+LEC_INTERNAL bool lec_chain_mark(const struct lec_space_view *space, uint32_t unit, uint64_t payload_bytes, uint32_t *units);
 
 /* Walks payload bytes [from, from + bytes). All bounded; false when the chain is not what it should be. */
-bool lec_chain_write(const struct lec_space_view *space, uint32_t unit, uint64_t from, const void *bytes, uint64_t count);
-bool lec_chain_read(const struct lec_space_view *space, uint32_t unit, uint64_t from, void *bytes, uint64_t count);
-bool lec_chain_equals(const struct lec_space_view *space, uint32_t unit, const void *key, uint32_t key_bytes);
+LEC_INTERNAL bool lec_chain_write(const struct lec_space_view *space, uint32_t unit, uint64_t from, const void *bytes, uint64_t count);
+LEC_INTERNAL bool lec_chain_read(const struct lec_space_view *space, uint32_t unit, uint64_t from, void *bytes, uint64_t count);
+LEC_INTERNAL bool lec_chain_equals(const struct lec_space_view *space, uint32_t unit, const void *key, uint32_t key_bytes);
 
 #endif

@@ -17,17 +17,17 @@
 #define LEC_NEVER UINT64_MAX
 
 /* Words of the tree over so many nodes, and its levels (>= 1). */
-uint32_t lec_expiry_words(uint32_t node_count, uint32_t *leaves, uint32_t *levels);
+LEC_INTERNAL uint32_t lec_expiry_words(uint32_t node_count, uint32_t *leaves, uint32_t *levels);
 
-void lec_expiry_reset_locked(const struct lec_shard_view *view);
+LEC_INTERNAL void lec_expiry_reset_locked(const struct lec_shard_view *view);
 /* The node's deadline is `deadline_ns` or later from now on. */
-void lec_expiry_note_locked(const struct lec_shard_view *view, uint32_t node, uint64_t deadline_ns);
+LEC_INTERNAL void lec_expiry_note_locked(const struct lec_shard_view *view, uint32_t node, uint64_t deadline_ns);
 /* An expired node, or LEC_NONE. Looks at no more than LEC_EXPIRY_LOOKS leaves. */
-uint32_t lec_expiry_due_locked(const struct lec_shard_view *view);
+LEC_INTERNAL uint32_t lec_expiry_due_locked(const struct lec_shard_view *view);
 /* When this live node dies if nobody touches it: its expiry, or the end of its idle time. */
-uint64_t lec_expiry_deadline_locked(const struct lec_shard_view *view, uint32_t node);
+LEC_INTERNAL uint64_t lec_expiry_deadline_locked(const struct lec_shard_view *view, uint32_t node);
 /* Bounds that are later than a deadline below them. */
-uint32_t lec_expiry_check_locked(const struct lec_shard_view *view);
+LEC_INTERNAL uint32_t lec_expiry_check_locked(const struct lec_shard_view *view);
 
 #define LEC_EXPIRY_LOOKS 8u
 

@@ -32,11 +32,11 @@
 #include "shard.h"
 
 /* Frees the flights of dead owners and wakes their waiters. Takes the locks concerned, each at most timeout_ns. */
-void lec_flights_reap(struct lec_handle *handle, uint64_t now_ns, uint64_t timeout_ns);
+LEC_INTERNAL void lec_flights_reap(struct lec_handle *handle, uint64_t now_ns, uint64_t timeout_ns);
 
 /* Called once per broken invariant; `index` is the record's. */
 typedef void lec_flights_report(void *context, const char *invariant, uint32_t index);
 /* Checks the records of one shard, and frees those that are none. Needs the lock. */
-void lec_flights_check_locked(const struct lec_shard_view *view, lec_flights_report *report, void *context);
+LEC_INTERNAL void lec_flights_check_locked(const struct lec_shard_view *view, lec_flights_report *report, void *context);
 
 #endif

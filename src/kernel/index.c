@@ -23,12 +23,31 @@ static bool entry_has_key(const struct lec_shard_view *view, uint32_t unit, cons
     return lec_load16(&lec_entry_at(&view->space, unit)->key_bytes) == key_bytes && lec_chain_equals(&view->space, unit, key, key_bytes);
 }
 
+/* Bit per slot, without a branch for each: which one a key or a hole is in cannot be foreseen. */
+static uint32_t slots_with_tag(const struct lec_bucket *bucket, uint32_t tag)
+{
+    uint32_t same = 0;
+#pragma GCC unroll 6
+    for (uint32_t position = 0; position < LEC_SLOTS_PER_BUCKET; position++)
+        same |= (uint32_t)(lec_slot_tag(atomic_load_explicit(&bucket->slots[position], memory_order_relaxed)) == tag) << position;
+    return same;
+}
+
+static uint32_t slots_free(const struct lec_bucket *bucket)
+{
+    uint32_t empty = 0;
+#pragma GCC unroll 6
+    for (uint32_t position = 0; position < LEC_SLOTS_PER_BUCKET; position++)
+        empty |= (uint32_t)(atomic_load_explicit(&bucket->slots[position], memory_order_relaxed) == 0) << position;
+    return empty;
+}
+
 static uint32_t find_in_bucket(const struct lec_shard_view *view, uint32_t bucket, uint64_t hash, const void *key, uint32_t key_bytes)
 {
     const struct lec_bucket *in = &view->buckets[bucket];
-    for (uint32_t position = 0; position < LEC_SLOTS_PER_BUCKET; position++) {
+    for (uint32_t same = slots_with_tag(in, lec_hash_tag(hash)); same != 0; same &= same - 1) {
+        uint32_t position = (uint32_t)__builtin_ctz(same);
         uint64_t word = atomic_load_explicit(&in->slots[position], memory_order_relaxed);
-        if (lec_slot_tag(word) != lec_hash_tag(hash)) continue;
         if (entry_has_key(view, lec_slot_unit(word), key, key_bytes)) return bucket * LEC_SLOTS_PER_BUCKET + position;
     }
     return LEC_NONE;
@@ -47,9 +66,8 @@ uint32_t lec_index_find_locked(const struct lec_shard_view *view, uint64_t hash,
 
 static uint32_t free_slot(const struct lec_shard_view *view, uint32_t bucket)
 {
-    for (uint32_t slot = bucket * LEC_SLOTS_PER_BUCKET; slot < (bucket + 1) * LEC_SLOTS_PER_BUCKET; slot++)
-        if (lec_slot_load(view, slot) == 0) return slot;
-    return LEC_NONE;
+    uint32_t empty = slots_free(&view->buckets[bucket]);
+    return empty ? bucket * LEC_SLOTS_PER_BUCKET + (uint32_t)__builtin_ctz(empty) : LEC_NONE;
 }
 
 static bool overflow_add(const struct lec_shard_view *view, uint32_t home)

@@ -50,26 +50,26 @@ static inline uint64_t lec_slot_load(const struct lec_shard_view *view, uint32_t
 /* All of these need the lock. A slot number is bucket * LEC_SLOTS_PER_BUCKET + position; LEC_NONE = not found. */
 
 /* The slot of this very key. */
-uint32_t lec_index_find_locked(const struct lec_shard_view *view, uint64_t hash, const void *key, uint32_t key_bytes);
+LEC_INTERNAL uint32_t lec_index_find_locked(const struct lec_shard_view *view, uint64_t hash, const void *key, uint32_t key_bytes);
 
 /* A free slot for a key of this hash, moving residents to their other bucket if it must; LEC_NONE: both buckets and
  * all their residents' other buckets are full. The home's overflow count covers the slot already: publish next. */
-uint32_t lec_index_room_locked(const struct lec_shard_view *view, uint64_t hash);
+LEC_INTERNAL uint32_t lec_index_room_locked(const struct lec_shard_view *view, uint64_t hash);
 
 /* Publishes an entry in a free slot that lec_index_room_locked() returned. */
-void lec_index_publish_locked(const struct lec_shard_view *view, uint32_t slot, uint64_t word);
+LEC_INTERNAL void lec_index_publish_locked(const struct lec_shard_view *view, uint32_t slot, uint64_t word);
 
 /* U1 to U3: the slot holds `word` (0 = nothing) from now on and what it held may be reused. */
-void lec_index_replace_locked(const struct lec_shard_view *view, uint32_t slot, uint64_t word);
+LEC_INTERNAL void lec_index_replace_locked(const struct lec_shard_view *view, uint32_t slot, uint64_t word);
 
 /* lec_index_replace_locked(slot, 0), and the home's overflow count when the entry lived in its alternate. */
-void lec_index_unlink_locked(const struct lec_shard_view *view, uint32_t slot, uint64_t hash);
+LEC_INTERNAL void lec_index_unlink_locked(const struct lec_shard_view *view, uint32_t slot, uint64_t hash);
 
 /* U2 and U3 for every bucket: nobody holds a valid copy of anything afterwards. Recovery begins with this, because the
  * dead owner may have been killed between U1 and U2. */
-void lec_index_invalidate_readers_locked(const struct lec_shard_view *view);
+LEC_INTERNAL void lec_index_invalidate_readers_locked(const struct lec_shard_view *view);
 
 /* Empties every bucket, versions kept and advanced. */
-void lec_index_reset_locked(const struct lec_shard_view *view);
+LEC_INTERNAL void lec_index_reset_locked(const struct lec_shard_view *view);
 
 #endif

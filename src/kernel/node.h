@@ -37,5 +37,6 @@ _Static_assert(sizeof(struct lec_bucket) == 64, "a bucket is one cache line");
 
 static inline uint32_t lec_node_units(const struct lec_node *node) { return node->units_list & 0x3fffffffu; }
 static inline enum lec_list lec_node_list(const struct lec_node *node) { return (enum lec_list)(node->units_list >> 30); }
+static inline void lec_node_set_list(struct lec_node *node, enum lec_list list) { node->units_list = lec_node_units(node) | (uint32_t)list << 30; }
 
 #endif

@@ -112,11 +112,6 @@ static struct lec_policy_list *list_of(const struct lec_policy_view *view, enum 
     return &view->state->lists[list];
 }
 
-static void node_set_list(struct lec_node *node, enum lec_list list)
-{
-    node->units_list = lec_node_units(node) | (uint32_t)list << 30;
-}
-
 static void list_push(const struct lec_policy_view *view, enum lec_list which, uint32_t id)
 {
     struct lec_policy_list *list = list_of(view, which);
@@ -130,7 +125,7 @@ static void list_push(const struct lec_policy_view *view, enum lec_list which, u
     list->head = id;
     list->entries++;
     list->units += lec_node_units(node);
-    node_set_list(node, which);
+    lec_node_set_list(node, which);
 }
 
 /* Is what the node says about its neighbours also what they say about it? */
@@ -162,7 +157,7 @@ static void list_remove(const struct lec_policy_view *view, uint32_t id)
         view->nodes[node->next].prev = node->prev;
     list->entries--;
     list->units -= lec_node_units(node);
-    node_set_list(node, LEC_LIST_FREE);
+    lec_node_set_list(node, LEC_LIST_FREE);
 }
 
 static enum lec_policy_status unlink_entry(const struct lec_policy_view *view, uint32_t id)
@@ -226,7 +221,8 @@ static bool is_protected_over(const struct lec_policy_view *view)
 
 /* ---- hunting for a victim ------------------------------------------------------------------------------------ */
 
-/* The tail of the list if it is sound and not protected (then it goes to the head, once), else LEC_NONE. */
+/* The tail of the list if it may be examined and is not protected (then it goes to the head, once), else LEC_NONE. What
+ * it says about its neighbours is proven by whoever unlinks it: most tails that are looked at stay. */
 static uint32_t tail_of(struct hunt *hunt, enum lec_list which)
 {
     uint32_t id = hunt->damaged ? LEC_NONE : list_of(hunt->view, which)->tail;
@@ -236,7 +232,7 @@ static uint32_t tail_of(struct hunt *hunt, enum lec_list which)
     }
     if (id == LEC_NONE || id == hunt->protect_id)
         return LEC_NONE;
-    if (!is_linked(hunt->view, id) || lec_node_list(&hunt->view->nodes[id]) != which)
+    if (id >= hunt->view->max_entries || lec_node_list(&hunt->view->nodes[id]) != which)
         hunt->damaged = true;
     return hunt->damaged ? LEC_NONE : id;
 }
@@ -487,60 +483,4 @@ void lec_policy_reset(const struct lec_policy_view *view)
     view->state->random = view->seed | 1u;
     lec_shadow_reset(&view->state->shadow, view->seed);
     lec_sketch_reset(&sketch);
-}
-
-/* ---- recovery ------------------------------------------------------------------------------------------------ */
-
-uint32_t lec_policy_bitmap_words(uint32_t max_entries)
-{
-    return (max_entries + 63u) / 64u;
-}
-
-static bool bit_test(const uint64_t *bits, uint32_t id)
-{
-    return bits[id / 64u] >> (id % 64u) & 1u;
-}
-
-static void list_append(const struct lec_policy_view *view, enum lec_list which, uint32_t id)
-{
-    struct lec_policy_list *list = list_of(view, which);
-    struct lec_node *node = &view->nodes[id];
-    node->prev = list->tail;
-    node->next = LEC_NONE;
-    if (list->tail < view->max_entries)
-        view->nodes[list->tail].next = id;
-    else
-        list->head = id;
-    list->tail = id;
-    list->entries++;
-    list->units += lec_node_units(node);
-    node_set_list(node, which);
-}
-
-/* Walks the old list while relinking it: a node's old next is read before the node is written, and nodes not yet
- * reached are not written, so nothing of the old order is lost. Each node is placed once, which bounds the walk. */
-static void rebuild_list(const struct lec_policy_view *view, enum lec_list which, const uint64_t *live, uint64_t *placed)
-{
-    uint32_t id = list_of(view, which)->head;
-    *list_of(view, which) = (struct lec_policy_list){LEC_NONE, LEC_NONE, 0, 0};
-    while (id < view->max_entries && bit_test(live, id) && !bit_test(placed, id)) {
-        uint32_t next = view->nodes[id].next;
-        placed[id / 64u] |= 1ull << (id % 64u);
-        list_append(view, which, id);
-        id = next;
-    }
-}
-
-void lec_policy_rebuild(const struct lec_policy_view *view, const uint64_t *live, uint64_t *scratch)
-{
-    memset(scratch, 0, lec_policy_bitmap_words(view->max_entries) * sizeof *scratch);
-    view->state->random |= 1u;
-    for (uint32_t which = LEC_LIST_WINDOW; which <= LEC_LIST_PROTECTED; which++)
-        rebuild_list(view, (enum lec_list)which, live, scratch);
-    for (uint32_t id = 0; id < view->max_entries; id++) {
-        if (!bit_test(live, id))
-            node_set_list(&view->nodes[id], LEC_LIST_FREE);
-        else if (!bit_test(scratch, id))
-            list_append(view, LEC_LIST_PROBATION, id);
-    }
 }

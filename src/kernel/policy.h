@@ -50,47 +50,47 @@ struct lec_policy_view {
 /* Called once per broken invariant; `id` is the node concerned or LEC_NONE. */
 typedef void lec_policy_report(void *context, const char *invariant, uint32_t id);
 
-uint32_t lec_policy_sketch_lines(uint32_t max_entries);
+LEC_INTERNAL uint32_t lec_policy_sketch_lines(uint32_t max_entries);
 
 /* Empty lists, zeroed sketch. Does not touch the nodes. */
-void lec_policy_reset(const struct lec_policy_view *view);
+LEC_INTERNAL void lec_policy_reset(const struct lec_policy_view *view);
 
 /* Links a new entry into the window. Before: tag, slot and units are set, list == FREE. Clears the slot's touches. */
-enum lec_policy_status lec_policy_insert(const struct lec_policy_view *view, uint32_t id);
+LEC_INTERNAL enum lec_policy_status lec_policy_insert(const struct lec_policy_view *view, uint32_t id);
 
 /* The value was replaced: an access, and maybe another size (in units). */
-enum lec_policy_status lec_policy_update(const struct lec_policy_view *view, uint32_t id, uint32_t new_units);
+LEC_INTERNAL enum lec_policy_status lec_policy_update(const struct lec_policy_view *view, uint32_t id, uint32_t new_units);
 
 /* Deleted or expired. After: list == FREE, out of every list. */
-enum lec_policy_status lec_policy_remove(const struct lec_policy_view *view, uint32_t id);
+LEC_INTERNAL enum lec_policy_status lec_policy_remove(const struct lec_policy_view *view, uint32_t id);
 
 /* Chooses the entry to evict next to make room for a newcomer, and does the promotions that are due. Never
  * protect_id (LEC_NONE: nobody is protected). LEC_POLICY_EMPTY: there is nobody else. Nothing is unlinked. */
 enum lec_policy_status lec_policy_victim(const struct lec_policy_view *view, uint32_t protect_id, uint32_t *victim);
 
 /* Unlinks a victim; as lec_policy_remove, but the key is remembered. */
-enum lec_policy_status lec_policy_evict(const struct lec_policy_view *view, uint32_t id);
+LEC_INTERNAL enum lec_policy_status lec_policy_evict(const struct lec_policy_view *view, uint32_t id);
 
 /* Recovery. `live` has bit id set for every live node (tag, slot and units are right; links and list may be anything);
  * `scratch` is overwritten; both have lec_policy_bitmap_words(max_entries) words. Keeps the order of what is soundly
  * reached, appends the rest, marks all others FREE, recomputes every counter. Always succeeds; may be repeated. */
-void lec_policy_rebuild(const struct lec_policy_view *view, const uint64_t *live, uint64_t *scratch);
-uint32_t lec_policy_bitmap_words(uint32_t max_entries);
+LEC_INTERNAL void lec_policy_rebuild(const struct lec_policy_view *view, const uint64_t *live, uint64_t *scratch);
+LEC_INTERNAL uint32_t lec_policy_bitmap_words(uint32_t max_entries);
 
 /* Asks for the cache line that counting this key will touch. No lock needed. */
-void lec_policy_warm(const struct lec_policy_view *view, uint32_t tag);
+LEC_INTERNAL void lec_policy_warm(const struct lec_policy_view *view, uint32_t tag);
 
 /* Who is likely to leave next: the ends of window and probation, LEC_NONE where there is none. Not validated. */
 #define LEC_POLICY_TAILS 2u
-void lec_policy_tails(const struct lec_policy_view *view, uint32_t tails[LEC_POLICY_TAILS]);
+LEC_INTERNAL void lec_policy_tails(const struct lec_policy_view *view, uint32_t tails[LEC_POLICY_TAILS]);
 
 /* How often the key was asked for lately, 0..15. No lock needed. */
-uint32_t lec_policy_frequency(const struct lec_policy_view *view, uint32_t tag);
+LEC_INTERNAL uint32_t lec_policy_frequency(const struct lec_policy_view *view, uint32_t tag);
 
 /* Number of broken invariants; each is reported. `report` may be NULL. Linear in max_entries. */
-uint32_t lec_policy_check(const struct lec_policy_view *view, lec_policy_report *report, void *context);
+LEC_INTERNAL uint32_t lec_policy_check(const struct lec_policy_view *view, lec_policy_report *report, void *context);
 
 /* The admission window's share of the capacity, of LEC_SHARE_ONE. */
-uint32_t lec_policy_window_share(const struct lec_policy_view *view);
+LEC_INTERNAL uint32_t lec_policy_window_share(const struct lec_policy_view *view);
 
 #endif

@@ -20,23 +20,23 @@ struct salvage { uint64_t payload_bytes, highest_version; uint32_t entries; };
 static _Atomic uint8_t *home_count(const struct lec_shard_view *view, uint32_t bucket) { return &view->buckets[bucket].touches[HOME_COUNT]; }
 
 /* An entry in its alternate bucket: its home must send readers there. */
-static void count_overflow(const struct lec_shard_view *view, uint32_t slot, uint64_t hash)
+static void count_overflow(const struct lec_shard_view *view, uint32_t home)
 {
-    uint32_t home = lec_homes_of(hash, view->bucket_count).home;
     uint8_t count = atomic_load_explicit(home_count(view, home), memory_order_relaxed);
-    if (home != slot / LEC_SLOTS_PER_BUCKET && count < LEC_OVERFLOW_MAX)
-        atomic_store_explicit(home_count(view, home), (uint8_t)(count + 1), memory_order_relaxed);
+    if (count < LEC_OVERFLOW_MAX) atomic_store_explicit(home_count(view, home), (uint8_t)(count + 1), memory_order_relaxed);
+}
+
+/* lec_slot_load(), without a division for each. */
+static uint64_t word_in(const struct lec_shard_view *view, uint32_t bucket, uint32_t position)
+{
+    return atomic_load_explicit(&view->buckets[bucket].slots[position], memory_order_relaxed);
 }
 
 static bool is_live(const struct lec_shard_view *view, uint32_t node) { return view->live[node / 64] >> (node % 64) & 1; }
 
-/* All that a root must fulfil before its chain is walked. */
-static bool root_is_plausible(const struct lec_shard_view *view, uint32_t slot, uint64_t word)
+/* All that a root in this bucket must fulfil before its chain is walked. */
+static bool root_is_plausible(const struct lec_shard_view *view, uint32_t bucket, uint64_t word, const struct lec_entry *entry, struct lec_homes homes)
 {
-    uint32_t unit = lec_slot_unit(word), bucket = slot / LEC_SLOTS_PER_BUCKET;
-    if (unit >= view->space.units) return false;
-    const struct lec_entry *entry = lec_entry_at(&view->space, unit);
-    struct lec_homes homes = lec_homes_of(entry->hash, view->bucket_count);
     if (lec_hash_tag(entry->hash) != lec_slot_tag(word) || lec_shard_of(view->handle, entry->hash) != view->index) return false;
     if (bucket != homes.home && bucket != homes.alternate) return false;
     if (entry->key_bytes == 0 || entry->key_bytes > LEC_MAX_KEY || entry->value_bytes > view->handle->config.max_value_bytes) return false;
@@ -45,12 +45,9 @@ static bool root_is_plausible(const struct lec_shard_view *view, uint32_t slot, 
 }
 
 /* The dead owner was moving this entry (move_resident()): it stands in its home as well. */
-static bool is_second_copy(const struct lec_shard_view *view, uint32_t slot, uint64_t word)
+static bool is_second_copy(const struct lec_shard_view *view, uint32_t bucket, uint64_t word, uint32_t home)
 {
-    uint32_t unit = lec_slot_unit(word);
-    if (unit >= view->space.units) return false;
-    uint32_t home = lec_homes_of(lec_entry_at(&view->space, unit)->hash, view->bucket_count).home;
-    if (home == slot / LEC_SLOTS_PER_BUCKET) return false;
+    if (home == bucket) return false;
     for (uint32_t at = home * LEC_SLOTS_PER_BUCKET; at < (home + 1) * LEC_SLOTS_PER_BUCKET; at++)
         if (lec_slot_load(view, at) == word) return true;
     return false;
@@ -70,22 +67,24 @@ static void node_restore(const struct lec_shard_view *view, const struct lec_ent
     view->live[entry->node / 64] |= UINT64_C(1) << (entry->node % 64);
 }
 
-/* Marks what one slot reaches; false: the proof failed. */
-static bool salvage_slot(const struct lec_shard_view *view, uint32_t slot, struct salvage *salvage)
+/* Marks what one slot of this bucket reaches; false: the proof failed. */
+static bool salvage_slot(const struct lec_shard_view *view, uint32_t bucket, uint32_t position, struct salvage *salvage)
 {
-    uint64_t word = lec_slot_load(view, slot);
-    uint32_t units;
+    uint64_t word = word_in(view, bucket, position);
+    uint32_t unit = lec_slot_unit(word), slot = bucket * LEC_SLOTS_PER_BUCKET + position, units;
     if (word == 0) return true;
-    if (is_second_copy(view, slot, word)) {
+    if (unit >= view->space.units) return false;
+    const struct lec_entry *entry = lec_entry_at(&view->space, unit);
+    struct lec_homes homes = lec_homes_of(entry->hash, view->bucket_count);
+    if (is_second_copy(view, bucket, word, homes.home)) {
         lec_index_replace_locked(view, slot, 0);
         return true;
     }
-    if (!root_is_plausible(view, slot, word)) return false;
-    const struct lec_entry *entry = lec_entry_at(&view->space, lec_slot_unit(word));
+    if (!root_is_plausible(view, bucket, word, entry, homes)) return false;
     if (entry->epoch != atomic_load_explicit(&view->shard->epoch, memory_order_relaxed)) return false;
     uint64_t payload_bytes = (uint64_t)entry->key_bytes + entry->value_bytes;
-    if (!lec_chain_mark(&view->space, lec_slot_unit(word), payload_bytes, &units)) return false;
-    count_overflow(view, slot, entry->hash);
+    if (!lec_chain_mark(&view->space, unit, payload_bytes, &units)) return false;
+    if (bucket != homes.home) count_overflow(view, homes.home);
     node_restore(view, entry, slot, word, units);
     salvage->entries++;
     salvage->payload_bytes += payload_bytes;
@@ -93,18 +92,45 @@ static bool salvage_slot(const struct lec_shard_view *view, uint32_t slot, struc
     return true;
 }
 
-/* Headers and nodes lie anywhere: asked for some slots ahead, a shard is rebuilt in half the time. */
-#define HEADER_AHEAD 32u
-#define NODE_AHEAD 16u
+/* Headers and nodes lie anywhere, so a full shard is rebuilt in the time that memory takes. What counts is how much is
+ * asked for at once: a prefetch into a page whose translation is not cached waits for it like a load, and between other
+ * work only two or three such waits overlap. So buckets come in groups, and one group's headers are asked for in a row. */
+#define GROUP_BUCKETS 8u
 
-static void salvage_prefetch(const struct lec_shard_view *view, uint32_t slot)
+static uint32_t group_end(const struct lec_shard_view *view, uint32_t first)
 {
-    uint32_t end = view->bucket_count * LEC_SLOTS_PER_BUCKET;
-    uint32_t header = slot + HEADER_AHEAD < end ? lec_slot_unit(lec_slot_load(view, slot + HEADER_AHEAD)) : LEC_NONE;
-    uint32_t near = slot + NODE_AHEAD < end ? lec_slot_unit(lec_slot_load(view, slot + NODE_AHEAD)) : LEC_NONE;
-    if (header < view->space.units) __builtin_prefetch(lec_space_at(&view->space, header));
-    uint32_t node = near < view->space.units ? lec_load32(&lec_entry_at(&view->space, near)->node) : LEC_NONE;
-    if (node < view->node_count) __builtin_prefetch(&view->nodes[node], 1);
+    return first + GROUP_BUCKETS < view->bucket_count ? first + GROUP_BUCKETS : view->bucket_count;
+}
+
+static void headers_prefetch(const struct lec_shard_view *view, uint32_t first)
+{
+    for (uint32_t bucket = first; bucket < group_end(view, first); bucket++) {
+        for (uint32_t position = 0; position < LEC_SLOTS_PER_BUCKET; position++) {
+            uint32_t unit = lec_slot_unit(word_in(view, bucket, position));
+            if (unit >= view->space.units) continue;
+            __builtin_prefetch(lec_space_at(&view->space, unit));
+            __builtin_prefetch(&view->space.used[unit / 64], 1);
+        }
+    }
+}
+
+/* Its headers have arrived. */
+static void nodes_prefetch(const struct lec_shard_view *view, uint32_t first)
+{
+    for (uint32_t bucket = first; bucket < group_end(view, first); bucket++) {
+        for (uint32_t position = 0; position < LEC_SLOTS_PER_BUCKET; position++) {
+            uint32_t unit = lec_slot_unit(word_in(view, bucket, position));
+            uint32_t node = unit < view->space.units ? lec_load32(&lec_entry_at(&view->space, unit)->node) : LEC_NONE;
+            if (node < view->node_count) __builtin_prefetch(&view->nodes[node], 1);
+        }
+    }
+}
+
+static bool salvage_bucket(const struct lec_shard_view *view, uint32_t bucket, struct salvage *salvage)
+{
+    for (uint32_t position = 0; position < LEC_SLOTS_PER_BUCKET; position++)
+        if (!salvage_slot(view, bucket, position, salvage)) return false;
+    return true;
 }
 
 static bool salvage_slots(const struct lec_shard_view *view, struct salvage *salvage)
@@ -112,9 +138,13 @@ static bool salvage_slots(const struct lec_shard_view *view, struct salvage *sal
     for (uint32_t word = 0; word < (view->node_count + 63) / 64; word++) view->live[word] = 0;
     for (uint32_t bucket = 0; bucket < view->bucket_count; bucket++) atomic_store_explicit(home_count(view, bucket), 0, memory_order_relaxed);
     lec_space_unmark_all(&view->space);
-    for (uint32_t slot = 0; slot < view->bucket_count * LEC_SLOTS_PER_BUCKET; slot++) {
-        salvage_prefetch(view, slot);
-        if (!salvage_slot(view, slot, salvage)) return false;
+    headers_prefetch(view, 0);
+    for (uint32_t bucket = 0; bucket < view->bucket_count; bucket++) {
+        if (bucket % GROUP_BUCKETS == 0) {
+            headers_prefetch(view, bucket + GROUP_BUCKETS);
+            nodes_prefetch(view, bucket);
+        }
+        if (!salvage_bucket(view, bucket, salvage)) return false;
     }
     return true;
 }
@@ -159,7 +189,7 @@ static void derive(const struct lec_shard_view *view, const struct salvage *salv
 {
     struct lec_shard *shard = view->shard;
     lec_space_rebuild(&view->space);
-    lec_policy_rebuild(&view->policy, view->live, view->scratch);
+    lec_policy_rebuild(&view->policy, view->live, view->live + (view->node_count + 63) / 64);
     overflow_restore(view);
     free_nodes_rebuild(view);
     expiry_rebuild(view);

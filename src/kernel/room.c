@@ -105,20 +105,18 @@ enum lec_status lec_room_take_locked(const struct lec_shard_view *view, uint64_t
     }
 }
 
-/* What a store will write to and what the next eviction will touch, asked for while the caller still looks its key up. */
-void lec_room_warm_locked(const struct lec_shard_view *view, uint64_t payload_bytes)
+void lec_room_warm_locked(const struct lec_shard_view *view)
 {
     uint32_t tails[LEC_POLICY_TAILS];
-    uint64_t needed = lec_chain_units(payload_bytes);
-    lec_space_warm(&view->space, needed < view->space.units ? (uint32_t)needed : 0);
     if (view->shard->free_nodes != LEC_NONE && view->space.state->free_units > view->space.units / FREE_SHARE) return;
     lec_policy_tails(&view->policy, tails);
     for (uint32_t at = 0; at < LEC_POLICY_TAILS; at++) {
         if (tails[at] >= view->node_count) continue;
         const struct lec_node *node = &view->nodes[tails[at]];
-        if (node->slot / LEC_SLOTS_PER_BUCKET < view->bucket_count) __builtin_prefetch(&view->buckets[node->slot / LEC_SLOTS_PER_BUCKET], 1);
         if (node->unit < view->space.units) __builtin_prefetch(lec_space_at(&view->space, node->unit), 1);
+        if (node->slot / LEC_SLOTS_PER_BUCKET < view->bucket_count) __builtin_prefetch(&view->buckets[node->slot / LEC_SLOTS_PER_BUCKET], 1);
         if (node->prev < view->node_count) __builtin_prefetch(&view->nodes[node->prev], 1);
+        lec_policy_warm(&view->policy, node->tag);
     }
 }
 

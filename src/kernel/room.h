@@ -7,22 +7,21 @@
 enum lec_leaving { LEC_LEAVES_DELETED, LEC_LEAVES_EXPIRED, LEC_LEAVES_EVICTED };
 
 /* Unlinks the entry of a live node, gives its units and the node back. LEC_OK or LEC_DAMAGED. */
-enum lec_status lec_drop_locked(const struct lec_shard_view *view, uint32_t node, enum lec_leaving how);
+LEC_INTERNAL enum lec_status lec_drop_locked(const struct lec_shard_view *view, uint32_t node, enum lec_leaving how);
 
 /* Takes units for an entry of so many key and value bytes, evicting what it must: expired entries first, then the
  * policy's victims, never `protect` (LEC_NONE: nobody). LEC_REFUSED: not even an empty shard could hold it now. */
-enum lec_status lec_room_take_locked(const struct lec_shard_view *view, uint64_t payload_bytes, uint32_t protect,
+LEC_INTERNAL enum lec_status lec_room_take_locked(const struct lec_shard_view *view, uint64_t payload_bytes, uint32_t protect,
                                      uint32_t *unit, uint32_t *units);
 
-/* Asks for the cache lines that a store of so many bytes will fill, and, where the shard is full, those of the entries
- * that are next to leave. */
-void lec_room_warm_locked(const struct lec_shard_view *view, uint64_t payload_bytes);
+/* Where the shard is full: asks for the cache lines of the entries that are next to leave. */
+LEC_INTERNAL void lec_room_warm_locked(const struct lec_shard_view *view);
 
 /* Takes a free node, evicting one entry when max_entries are there. */
-enum lec_status lec_node_take_locked(const struct lec_shard_view *view, uint32_t *node);
-void lec_node_give_locked(const struct lec_shard_view *view, uint32_t node);
+LEC_INTERNAL enum lec_status lec_node_take_locked(const struct lec_shard_view *view, uint32_t *node);
+LEC_INTERNAL void lec_node_give_locked(const struct lec_shard_view *view, uint32_t node);
 
 /* Drops up to `count` entries that have expired. */
-enum lec_status lec_room_expire_locked(const struct lec_shard_view *view, uint32_t count);
+LEC_INTERNAL enum lec_status lec_room_expire_locked(const struct lec_shard_view *view, uint32_t count);
 
 #endif

@@ -69,23 +69,23 @@ struct lec_shadow {
     struct lec_shadow_racer racers[LEC_SHADOW_RACERS];
 };
 
-void lec_shadow_reset(struct lec_shadow *shadow, uint64_t seed);
+LEC_INTERNAL void lec_shadow_reset(struct lec_shadow *shadow, uint64_t seed);
 
 /* A key was inserted: node is where it lives now. Does nothing for keys that are not sampled. */
-void lec_shadow_insert(struct lec_shadow *shadow, uint32_t tag, uint32_t node);
+LEC_INTERNAL void lec_shadow_insert(struct lec_shadow *shadow, uint32_t tag, uint32_t node);
 
 /* A key left the cache: evicted (the racers decide for themselves), or deleted (the racers lose it too). */
-void lec_shadow_evict(struct lec_shadow *shadow, uint32_t tag);
-void lec_shadow_remove(struct lec_shadow *shadow, uint32_t tag);
+LEC_INTERNAL void lec_shadow_evict(struct lec_shadow *shadow, uint32_t tag);
+LEC_INTERNAL void lec_shadow_remove(struct lec_shadow *shadow, uint32_t tag);
 
 /* The entry of a key was examined and its touches (1..LEC_TOUCH_MAX) taken: hits, but for those that polls have seen. */
-void lec_shadow_touched(struct lec_shadow *shadow, uint32_t tag, uint32_t count);
+LEC_INTERNAL void lec_shadow_touched(struct lec_shadow *shadow, uint32_t tag, uint32_t count);
 
 /* The next live key to poll, NULL when the budget of keys to look at is spent. */
-struct lec_shadow_key *lec_shadow_next(struct lec_shadow *shadow, uint32_t *budget);
+LEC_INTERNAL struct lec_shadow_key *lec_shadow_next(struct lec_shadow *shadow, uint32_t *budget);
 
 /* What polling a key found: it had `count` hits (1..LEC_TOUCH_MAX), or its node is another entry's by now. */
-void lec_shadow_hit(struct lec_shadow *shadow, struct lec_shadow_key *key, uint32_t count);
-void lec_shadow_gone(struct lec_shadow *shadow, struct lec_shadow_key *key);
+LEC_INTERNAL void lec_shadow_hit(struct lec_shadow *shadow, struct lec_shadow_key *key, uint32_t count);
+LEC_INTERNAL void lec_shadow_gone(struct lec_shadow *shadow, struct lec_shadow_key *key);
 
 #endif

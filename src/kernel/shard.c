@@ -8,38 +8,40 @@
 #include "index.h"
 #include "reserve.h"
 
+static void policy_view(const struct lec_shard_view *view, uint64_t *sketch, struct lec_policy_view *policy)
+{
+    policy->state = &view->shard->policy;
+    policy->nodes = view->nodes;
+    policy->buckets = view->buckets;
+    policy->sketch = sketch;
+    policy->seed = view->handle->seed[0] ^ view->index;
+    policy->max_entries = view->node_count;
+    policy->bucket_count = view->bucket_count;
+    policy->total_units = view->space.units;
+}
+
 void lec_shard_view(struct lec_handle *handle, uint32_t index, uint64_t now_ns, struct lec_shard_view *view)
 {
     const struct lec_geometry *geometry = &handle->geometry;
     uint8_t *base = handle->base + geometry->shards + geometry->shard_stride * index;
-    struct lec_shard *shard = (struct lec_shard *)(void *)base;
-    uint32_t node_count = lec_shard_entries(geometry, index);
-    *view = (struct lec_shard_view){
-        .handle = handle,
-        .shard = shard,
-        .mutex = (pthread_mutex_t *)(void *)(handle->base + geometry->mutexes + (uint64_t)LEC_MUTEX_STRIDE * index),
-        .buckets = (struct lec_bucket *)(void *)(base + geometry->buckets),
-        .nodes = (struct lec_node *)(void *)(base + geometry->nodes),
-        .generations = (uint32_t *)(void *)(base + geometry->generations),
-        .expiry = (uint64_t *)(void *)(base + geometry->expiry),
-        .live = (uint64_t *)(void *)(base + geometry->live),
-        .scratch = (uint64_t *)(void *)(base + geometry->live) + (geometry->node_count + 63) / 64,
-        .space = {&shard->space, (uint64_t *)(void *)(base + geometry->used), base + geometry->arena, geometry->units},
-        .now_ns = now_ns,
-        .index = index,
-        .bucket_count = geometry->bucket_count,
-        .node_count = node_count,
-    };
-    view->policy = (struct lec_policy_view){
-        .state = &shard->policy,
-        .nodes = view->nodes,
-        .buckets = view->buckets,
-        .sketch = (uint64_t *)(void *)(base + geometry->sketch),
-        .seed = handle->seed[0] ^ index,
-        .max_entries = node_count,
-        .bucket_count = geometry->bucket_count,
-        .total_units = geometry->units,
-    };
+    /* Field by field: every write comes here, and a compound literal is built elsewhere and copied. */
+    view->handle = handle;
+    view->shard = (struct lec_shard *)(void *)base;
+    view->mutex = (pthread_mutex_t *)(void *)(handle->base + geometry->mutexes + (uint64_t)LEC_MUTEX_STRIDE * index);
+    view->buckets = (struct lec_bucket *)(void *)(base + geometry->buckets);
+    view->nodes = (struct lec_node *)(void *)(base + geometry->nodes);
+    view->generations = (uint32_t *)(void *)(base + geometry->generations);
+    view->expiry = (uint64_t *)(void *)(base + geometry->expiry);
+    view->live = (uint64_t *)(void *)(base + geometry->live);
+    view->now_ns = now_ns;
+    view->index = index;
+    view->bucket_count = geometry->bucket_count;
+    view->node_count = lec_shard_entries(geometry, index);
+    view->space.state = &view->shard->space;
+    view->space.used = (uint64_t *)(void *)(base + geometry->used);
+    view->space.arena = base + geometry->arena;
+    view->space.units = geometry->units;
+    policy_view(view, (uint64_t *)(void *)(base + geometry->sketch), &view->policy);
 }
 
 /* ---- the lock ---- */

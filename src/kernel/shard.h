@@ -15,7 +15,7 @@ struct lec_shard_view {
     uint32_t *generations;          /* per key hash: bumped by every set and delete; what fill tokens are made of. Behind them
                                      * as many fences: bumped by deletes alone */
     uint64_t *expiry;               /* expiry.h */
-    uint64_t *live, *scratch;       /* recovery: bitmaps of nodes */
+    uint64_t *live;                 /* recovery: two bitmaps of nodes, what is live and a scratch area behind it */
     struct lec_space_view space;
     struct lec_policy_view policy;
     uint64_t now_ns;                /* of the operation under way */
@@ -25,30 +25,30 @@ struct lec_shard_view {
 };
 
 /* The segment was validated at attach; `index` is below shard_count. */
-void lec_shard_view(struct lec_handle *handle, uint32_t index, uint64_t now_ns, struct lec_shard_view *view);
+LEC_INTERNAL void lec_shard_view(struct lec_handle *handle, uint32_t index, uint64_t now_ns, struct lec_shard_view *view);
 
 static inline uint32_t lec_shard_of(const struct lec_handle *handle, uint64_t hash) { return (uint32_t)hash & (handle->geometry.shard_count - 1); }
 
 /* Formats a shard nobody uses yet. */
-void lec_shard_create(struct lec_handle *handle, uint32_t index, const uint64_t seed[2]);
+LEC_INTERNAL void lec_shard_create(struct lec_handle *handle, uint32_t index, const uint64_t seed[2]);
 
 /* Takes the lock: LEC_OK, LEC_WOULD_BLOCK (timeout_ns == 0), LEC_BUSY or LEC_RETIRED. Afterwards the shard is sound
  * (recovered if its last owner died) and belongs to the current clear epoch. */
-enum lec_status lec_shard_lock(const struct lec_shard_view *view, uint64_t timeout_ns);
-void lec_shard_unlock(const struct lec_shard_view *view);
+LEC_INTERNAL enum lec_status lec_shard_lock(const struct lec_shard_view *view, uint64_t timeout_ns);
+LEC_INTERNAL void lec_shard_unlock(const struct lec_shard_view *view);
 
 /* Everything published is gone, reservations stay; counters and versions go on. Needs the lock. */
-void lec_shard_clear_locked(const struct lec_shard_view *view);
+LEC_INTERNAL void lec_shard_clear_locked(const struct lec_shard_view *view);
 
 /* recover.c: rebuilds all derived structures from the slots and the live reservations; clears the shard if they
  * contradict each other. Idempotent: may be killed at any store and run again. Needs the lock. */
-void lec_shard_recover_locked(const struct lec_shard_view *view);
+LEC_INTERNAL void lec_shard_recover_locked(const struct lec_shard_view *view);
 
 /* What lec_get() hands out for a key on a miss, and a fill must present (write.c). */
-uint64_t lec_token(const struct lec_shard_view *view, uint64_t hash, uint32_t epoch);
-uint64_t lec_fence(const struct lec_shard_view *view, uint64_t hash, uint32_t epoch);
+LEC_INTERNAL uint64_t lec_token(const struct lec_shard_view *view, uint64_t hash, uint32_t epoch);
+LEC_INTERNAL uint64_t lec_fence(const struct lec_shard_view *view, uint64_t hash, uint32_t epoch);
 /* From now on a fill that presents a token or a fence handed out before is refused. */
-void lec_token_void_locked(const struct lec_shard_view *view, uint64_t hash);
+LEC_INTERNAL void lec_token_void_locked(const struct lec_shard_view *view, uint64_t hash);
 
 /* The epoch that entries must belong to, now. */
 static inline uint32_t lec_epoch(const struct lec_handle *handle) { return (uint32_t)atomic_load_explicit(&handle->header->state, memory_order_acquire); }

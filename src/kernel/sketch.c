@@ -2,7 +2,6 @@
 
 #include "access.h"
 
-#define ROWS 4u
 #define HALVED_LINES_PER_CALL 4u
 #define NIBBLES_HALVED 0x7777777777777777u
 
@@ -31,25 +30,39 @@ void lec_sketch_warm(const struct lec_sketch *sketch, uint64_t hash)
     __builtin_prefetch(line_of(sketch, hash), 1);
 }
 
-static uint32_t word_of(uint64_t hash, uint32_t row)
+/* A key's counter in one of the four rows. */
+struct counter { uint64_t *word; uint32_t shift; };
+
+static inline struct counter counter_of(uint64_t *line, uint64_t hash, uint32_t row)
 {
-    return row * 2u + (uint32_t)(hash >> (row * 5u + 4u) & 1u);
+    uint32_t bits = (uint32_t)hash >> (row * 5u);
+    return (struct counter){&line[row * 2u + (bits >> 4 & 1u)], (bits & 15u) * 4u};
 }
 
-static uint32_t shift_of(uint64_t hash, uint32_t row)
+static inline uint32_t counter_value(struct counter counter)
 {
-    return (uint32_t)(hash >> (row * 5u) & 15u) * 4u;
+    return (uint32_t)(lec_load64(counter.word) >> counter.shift) & LEC_SKETCH_COUNTER_MAX;
+}
+
+/* Stores in any case: whether a counter is below its target is a coin toss, and a wrong guess costs more than a store. */
+static inline void counter_raise(struct counter counter, uint32_t target)
+{
+    uint32_t value = counter_value(counter);
+    uint64_t missing = target > value ? target - value : 0u;
+    lec_put64(counter.word, lec_load64(counter.word) + (missing << counter.shift));
+}
+
+static inline uint32_t lesser(uint32_t one, uint32_t other)
+{
+    return one < other ? one : other;
 }
 
 uint32_t lec_sketch_estimate(const struct lec_sketch *sketch, uint64_t hash)
 {
-    const uint64_t *line = line_of(sketch, hash);
-    uint32_t least = LEC_SKETCH_COUNTER_MAX;
-    for (uint32_t row = 0; row < ROWS; row++) {
-        uint32_t counter = (uint32_t)(lec_load64(&line[word_of(hash, row)]) >> shift_of(hash, row) & 15u);
-        least = counter < least ? counter : least;
-    }
-    return least;
+    uint64_t *line = line_of(sketch, hash);
+    uint32_t first = lesser(counter_value(counter_of(line, hash, 0)), counter_value(counter_of(line, hash, 1)));
+    uint32_t second = lesser(counter_value(counter_of(line, hash, 2)), counter_value(counter_of(line, hash, 3)));
+    return lesser(first, second);
 }
 
 static void age(const struct lec_sketch *sketch, uint32_t added)
@@ -71,13 +84,10 @@ static void age(const struct lec_sketch *sketch, uint32_t added)
 void lec_sketch_add(const struct lec_sketch *sketch, uint64_t hash, uint32_t count)
 {
     uint64_t *line = line_of(sketch, hash);
-    uint32_t target = lec_sketch_estimate(sketch, hash) + count;
-    target = target < LEC_SKETCH_COUNTER_MAX ? target : LEC_SKETCH_COUNTER_MAX;
-    for (uint32_t row = 0; row < ROWS; row++) {
-        uint64_t *word = &line[word_of(hash, row)];
-        uint32_t shift = shift_of(hash, row);
-        if ((*word >> shift & 15u) < target)
-            lec_put64(word, (*word & ~(15ull << shift)) | (uint64_t)target << shift);
-    }
+    uint32_t target = lesser(lec_sketch_estimate(sketch, hash) + count, LEC_SKETCH_COUNTER_MAX);
+    counter_raise(counter_of(line, hash, 0), target);
+    counter_raise(counter_of(line, hash, 1), target);
+    counter_raise(counter_of(line, hash, 2), target);
+    counter_raise(counter_of(line, hash, 3), target);
     age(sketch, count);
 }

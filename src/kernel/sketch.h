@@ -10,6 +10,8 @@
 
 #include <stdint.h>
 
+#include "internal.h"
+
 #define LEC_SKETCH_WORDS_PER_LINE 8u
 #define LEC_SKETCH_ADDITIONS_PER_ENTRY 10u /* additions, in units of max_entries, between two halvings */
 #define LEC_SKETCH_COUNTER_MAX 15u
@@ -39,13 +41,13 @@ static inline uint64_t lec_sketch_hash(uint64_t seed, uint32_t tag)
 }
 
 /* Lines for a shard of max_entries: 8 bytes of sketch per entry. */
-uint32_t lec_sketch_lines(uint32_t max_entries);
-void lec_sketch_reset(const struct lec_sketch *sketch);
+LEC_INTERNAL uint32_t lec_sketch_lines(uint32_t max_entries);
+LEC_INTERNAL void lec_sketch_reset(const struct lec_sketch *sketch);
 /* Counts `count` accesses (0..15) of the key with this well mixed hash, and does its share of the aging. */
-void lec_sketch_add(const struct lec_sketch *sketch, uint64_t hash, uint32_t count);
+LEC_INTERNAL void lec_sketch_add(const struct lec_sketch *sketch, uint64_t hash, uint32_t count);
 /* Asks for the key's line. */
-void lec_sketch_warm(const struct lec_sketch *sketch, uint64_t hash);
+LEC_INTERNAL void lec_sketch_warm(const struct lec_sketch *sketch, uint64_t hash);
 /* 0..15 */
-uint32_t lec_sketch_estimate(const struct lec_sketch *sketch, uint64_t hash);
+LEC_INTERNAL uint32_t lec_sketch_estimate(const struct lec_sketch *sketch, uint64_t hash);
 
 #endif

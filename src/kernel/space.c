@@ -110,10 +110,10 @@ static enum lec_space_status bin_append(const struct lec_space_view *view, uint3
     return LEC_SPACE_OK;
 }
 
+/* Needs run_is_sound(unit). */
 static enum lec_space_status bin_remove(const struct lec_space_view *view, uint32_t unit)
 {
     struct lec_space *space = view->state;
-    if (!run_is_sound(view, unit)) return LEC_SPACE_DAMAGED;
     struct lec_run *run = run_at(view, unit);
     uint32_t units = lec_load32(&run->units), prev = lec_load32(&run->prev), next = lec_load32(&run->next);
     struct lec_bin *bin = &space->bins[bin_of(units)];
@@ -157,14 +157,11 @@ static uint32_t choose_run(const struct lec_space_view *view, uint32_t wanted)
     return found < LEC_SPACE_BINS ? space->bins[found].head : LEC_NONE;
 }
 
-#define WARM_UNITS 18u              /* 1 KiB with header and key; the hardware sees a longer stream coming by itself */
-
-void lec_space_warm(const struct lec_space_view *view, uint32_t wanted)
+uint32_t lec_space_next(const struct lec_space_view *view, uint64_t wanted)
 {
-    uint32_t bin = wanted > 0 && wanted < LEC_EXACT_BINS ? bin_at_least(view->state, bin_of(wanted)) : LEC_SPACE_BINS;
+    uint32_t bin = wanted > 0 && wanted < LEC_EXACT_BINS ? bin_at_least(view->state, bin_of((uint32_t)wanted)) : LEC_SPACE_BINS;
     uint32_t unit = bin < LEC_SPACE_BINS ? view->state->bins[bin].head : LEC_NONE;
-    if (!lec_space_holds(view, unit, wanted)) return;
-    for (uint32_t at = 0; at < wanted && at < WARM_UNITS; at++) __builtin_prefetch(lec_space_at(view, unit + at), 1);
+    return lec_space_holds(view, unit, (uint32_t)wanted) ? unit : LEC_NONE;
 }
 
 bool lec_space_has_run(const struct lec_space_view *view, uint32_t wanted)
@@ -193,11 +190,13 @@ enum lec_space_status lec_space_give(const struct lec_space_view *view, uint32_t
     if (!lec_space_holds(view, unit, units) || !bits_flip(view, unit, units, false)) return LEC_SPACE_DAMAGED;
     if (unit > 0 && !unit_is_used(view, unit - 1)) {
         uint32_t left = lec_load32(run_footer(view, unit - 1));
-        if (left == 0 || left > unit || bin_remove(view, unit - left) != LEC_SPACE_OK) return LEC_SPACE_DAMAGED;
+        if (left == 0 || left > unit || !run_is_sound(view, unit - left)) return LEC_SPACE_DAMAGED;
+        if (bin_remove(view, unit - left) != LEC_SPACE_OK) return LEC_SPACE_DAMAGED;
         unit -= left;
         units += left;
     }
     if (unit + units < view->units && !unit_is_used(view, unit + units)) {
+        if (!run_is_sound(view, unit + units)) return LEC_SPACE_DAMAGED;
         uint32_t right = lec_load32(&run_at(view, unit + units)->units);
         if (bin_remove(view, unit + units) != LEC_SPACE_OK) return LEC_SPACE_DAMAGED;
         units += right;

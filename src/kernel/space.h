@@ -18,6 +18,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "internal.h"
+
 #define LEC_UNIT 64u
 #define LEC_EXACT_BINS 64u          /* runs of 1 .. 63 units: bin = units - 1 */
 #define LEC_SPACE_BINS 160u         /* and 4 per power of two for 2**6 .. 2**29 */
@@ -45,23 +47,23 @@ struct lec_space_view {
 struct lec_run { uint32_t prev, next, units; };
 
 /* Everything free, as one run. */
-void lec_space_reset(const struct lec_space_view *view);
+LEC_INTERNAL void lec_space_reset(const struct lec_space_view *view);
 /* One run of at most `wanted` units: exactly `wanted` where some run is that long, else the longest. */
-enum lec_space_status lec_space_take(const struct lec_space_view *view, uint32_t wanted, uint32_t *unit, uint32_t *units);
+LEC_INTERNAL enum lec_space_status lec_space_take(const struct lec_space_view *view, uint32_t wanted, uint32_t *unit, uint32_t *units);
 /* Would lec_space_take() find `wanted` units in one run? (A run that only just fits may be overlooked.) */
-bool lec_space_has_run(const struct lec_space_view *view, uint32_t wanted);
-/* Asks for the first lines of the run that a request of `wanted` units will probably get. */
-void lec_space_warm(const struct lec_space_view *view, uint32_t wanted);
-enum lec_space_status lec_space_give(const struct lec_space_view *view, uint32_t unit, uint32_t units);
+LEC_INTERNAL bool lec_space_has_run(const struct lec_space_view *view, uint32_t wanted);
+/* Where a request of `wanted` units will probably be put; LEC_NONE: that cannot be told at a glance. */
+LEC_INTERNAL uint32_t lec_space_next(const struct lec_space_view *view, uint64_t wanted);
+LEC_INTERNAL enum lec_space_status lec_space_give(const struct lec_space_view *view, uint32_t unit, uint32_t units);
 
 /* Recovery: clear the bitmap, mark each reached run (false: out of the arena or reached before), then rebuild the bins. */
-void lec_space_unmark_all(const struct lec_space_view *view);
-bool lec_space_mark(const struct lec_space_view *view, uint32_t unit, uint32_t units);
-void lec_space_rebuild(const struct lec_space_view *view);
+LEC_INTERNAL void lec_space_unmark_all(const struct lec_space_view *view);
+LEC_INTERNAL bool lec_space_mark(const struct lec_space_view *view, uint32_t unit, uint32_t units);
+LEC_INTERNAL void lec_space_rebuild(const struct lec_space_view *view);
 
 /* Broken invariants of bins, runs and bitmap against each other; 0 when sound. `report` may be NULL. */
 typedef void (*lec_space_report_fn)(void *context, const char *message, uint64_t detail);
-uint32_t lec_space_check(const struct lec_space_view *view, lec_space_report_fn report, void *context);
+LEC_INTERNAL uint32_t lec_space_check(const struct lec_space_view *view, lec_space_report_fn report, void *context);
 
 static inline bool lec_space_holds(const struct lec_space_view *view, uint32_t unit, uint32_t units)
 {

@@ -24,6 +24,7 @@ struct write {
     uint32_t tti_ms;
     uint32_t slot, node;            /* of the key's present entry, LEC_NONE when it has none */
     uint32_t unit, units;           /* taken for the new entry */
+    const uint8_t *ahead, *ahead_end; /* where it will probably be put, as far as that is not yet asked for */
 };
 
 static uint64_t after(uint64_t now_ns, uint64_t duration_ns)
@@ -40,6 +41,7 @@ static uint32_t milliseconds(uint64_t duration_ns)
 static void write_begin(struct write *write, struct lec_handle *handle, const struct lec_store *store, uint64_t now_ns)
 {
     write->store = store;
+    write->ahead = write->ahead_end = NULL;
     write->hash = lec_hash(store->key, store->key_bytes, handle->seed);
     write->expires_at = after(now_ns, store->ttl_ns);
     write->tti_ms = milliseconds(store->tti_ns);
@@ -238,6 +240,36 @@ static enum lec_status refuse_locked(struct write *write)
     return status == LEC_OK ? LEC_REFUSED : status;
 }
 
+/* ---- asking for memory ahead ---- */
+
+/* The lines that depend on nothing but the key; they are on their way while the lock is taken. */
+static void key_warm(const struct write *write)
+{
+    const struct lec_shard_view *view = &write->view;
+    __builtin_prefetch(&view->buckets[lec_homes_of(write->hash, view->bucket_count).home], 1);
+    __builtin_prefetch(generation_of(view, write->hash), 1);
+    lec_policy_warm(&view->policy, lec_hash_tag(write->hash));
+}
+
+/* The units that it will fill, some lines at a time between the steps before: of prefetches in a row, what exceeds the
+ * processor's queue is lost (on EPYC a quarter of 17 lines, none of them when there is work after every four). */
+#define AHEAD_LINES 4u
+
+static inline void ahead_some(struct write *write)
+{
+    for (uint32_t line = 0; line < AHEAD_LINES && write->ahead < write->ahead_end; line++, write->ahead += LEC_LINE)
+        __builtin_prefetch(write->ahead, 1);
+}
+
+static inline void ahead_begin_locked(struct write *write)
+{
+    uint64_t units = lec_chain_units((uint64_t)write->store->key_bytes + write->store->value_bytes);
+    uint32_t unit = lec_space_next(&write->view.space, units);
+    write->ahead = unit == LEC_NONE ? NULL : lec_space_at(&write->view.space, unit);
+    write->ahead_end = unit == LEC_NONE ? NULL : write->ahead + units * LEC_UNIT;
+    ahead_some(write);
+}
+
 /* ---- the two ways to store ---- */
 
 static void housekeep_locked(const struct lec_shard_view *view)
@@ -262,13 +294,17 @@ static enum lec_status prepare_locked(struct write *write)
 {
     const struct lec_store *store = write->store;
     enum lec_status status = lec_room_expire_locked(&write->view, EXPIRED_PER_STORE);
+    ahead_some(write);
     if (status == LEC_OK) status = look_locked(write);
     if (status == LEC_OK) status = decide_locked(write);
     if (status != LEC_OK) return status;
+    ahead_some(write);
     if (store->value_bytes > write->view.handle->config.max_value_bytes) return refuse_locked(write);
     status = room_locked(write);
     if (status == LEC_REFUSED) return refuse_locked(write);
+    ahead_some(write);
     if (status == LEC_OK) header_write(write);
+    ahead_some(write);
     return status;
 }
 
@@ -313,21 +349,13 @@ static enum lec_status store_reserved(struct write *write, struct lec_reservatio
     return leave(&write->view, store_filled_locked(write, reservation));
 }
 
-/* The lines that depend on nothing but the key; they are on their way while the lock is taken. */
-static void warm(const struct write *write)
-{
-    const struct lec_shard_view *view = &write->view;
-    __builtin_prefetch(&view->buckets[lec_homes_of(write->hash, view->bucket_count).home], 1);
-    __builtin_prefetch(generation_of(view, write->hash), 1);
-    lec_policy_warm(&view->policy, lec_hash_tag(write->hash));
-}
-
 static enum lec_status store_once(struct write *write, uint64_t timeout_ns)
 {
-    warm(write);
+    key_warm(write);
     enum lec_status status = lec_shard_lock(&write->view, timeout_ns);
     if (status != LEC_OK) return status;
-    lec_room_warm_locked(&write->view, write->store->key_bytes + write->store->value_bytes);
+    ahead_begin_locked(write);
+    lec_room_warm_locked(&write->view);
     housekeep_locked(&write->view);
     if (write->store->value_bytes <= LEC_INLINE_BYTES) return leave(&write->view, store_inline_locked(write));
     status = prepare_locked(write);

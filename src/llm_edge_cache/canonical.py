@@ -24,22 +24,31 @@ lengths are written in their shortest form and the entries of a map in one order
 NaN, infinities, lone surrogates, bytes and whatever else JSON does not know are refused with an error that names the
 place, e.g. `messages[2]["content"]`, never the value.
 
-Most requests *are* in normal form; one walk over the values proves it and then msgspec's C encoder does everything.
-Only what the walk doubts is rebuilt, slowly.
+Most requests *are* in normal form; one walk over the values (`native.are_plain`) proves it and then msgspec's encoder
+does everything. Only what the walk doubts is rebuilt, slowly.
 
 Sources: MessagePack specification (github.com/msgpack/msgpack); RFC 8785 for what a canonical form has to settle.
 """
 
 from __future__ import annotations
 
-import functools
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
 
-__all__ = ["ENCODING_VERSION", "MAX_DEPTH", "RequestFields", "encode_json", "encode_request", "temperature_text"]
+from llm_edge_cache.native import native
+
+__all__ = [
+    "ENCODING_VERSION",
+    "MAX_DEPTH",
+    "RequestFields",
+    "encode_fields",
+    "encode_json",
+    "encode_request",
+    "temperature_text",
+]
 
 ENCODING_VERSION: Final = 1
 """The array's first element. Any change to what is above needs the next number, and makes every key a new one."""
@@ -47,6 +56,7 @@ MAX_DEPTH: Final = 100
 """Containers inside one another, a message or the value of a parameter being the first."""
 
 _BIG_INTEGER: Final = 1  # extension type
+_MOST_HEATS: Final = 1024
 _LONGEST_NAME: Final = 40  # characters of a key that an error message quotes
 
 _encode: Final = msgspec.msgpack.Encoder(order="sorted").encode
@@ -87,28 +97,65 @@ class RequestFields(Protocol):
 
 
 def encode_request(request: RequestFields) -> bytes:
-    """Return the canonical encoding of a request.
+    """Return the canonical encoding of a request; as `encode_fields`."""
+    return encode_fields(
+        request.namespace,
+        request.model,
+        request.prompt,
+        request.messages,
+        request.temperature,
+        request.max_tokens,
+        request.parameters,
+    )
+
+
+def encode_fields(  # noqa: PLR0917 - the hot path, and keywords would cost it
+    namespace: str,
+    model: str,
+    prompt: str | None,
+    messages: Sequence[Mapping[str, Any]] | None,
+    temperature: float | None,
+    max_tokens: float | None,
+    parameters: Mapping[str, Any],
+) -> bytes:
+    """Return the canonical encoding of a request with these fields (`RequestFields`).
 
     Raises:
         TypeError: something inside is no JSON value; the message names its place and type.
         ValueError: NaN, an infinity, a lone surrogate, or more than `MAX_DEPTH` containers inside one another.
     """
-    messages, limit, parameters = request.messages, request.max_tokens, request.parameters
-    heat = None if request.temperature is None else temperature_text(request.temperature)
-    if messages is not None and not _are_plain_messages(messages):
-        messages = _normal_messages(messages)
+    heat = None if temperature is None else _heats.get(temperature) or _heat(temperature)
+    said, limit, further = messages, max_tokens, parameters
+    if said is not None and not _are_plain_dicts(said, MAX_DEPTH):
+        said = _normal_messages(said)
     if type(limit) is float:
         limit = int(limit)
-    if type(parameters) is not dict or not _are_plain(parameters.values(), MAX_DEPTH):
-        parameters = _normal_parameters(parameters)
+    if further and (type(further) is not dict or not _are_plain(further, MAX_DEPTH)):
+        further = _normal_parameters(further)
     try:
-        return _encode(
-            (ENCODING_VERSION, request.namespace, request.model, request.prompt, messages, heat, limit, parameters)
-        )
+        return _encode((ENCODING_VERSION, namespace, model, prompt, said, heat, limit, further))
     except (OverflowError, TypeError, UnicodeEncodeError):
         # What the walks do not look for, since the encoder cannot miss it: either it can be rebuilt, or this raises
         # again and names the place.
-        return _encode((ENCODING_VERSION, *_normal_fields(request, heat)))
+        normal = _normal_fields(
+            namespace=namespace,
+            model=model,
+            prompt=prompt,
+            messages=messages,
+            max_tokens=max_tokens,
+            parameters=parameters,
+        )
+        return _encode((ENCODING_VERSION, *normal[:4], heat, *normal[4:]))
+
+
+_heats: Final[dict[float, str]] = {}  # texts of temperatures that were asked for; equal numbers have one text
+
+
+def _heat(temperature: float) -> str:
+    if len(_heats) >= _MOST_HEATS:
+        _heats.clear()
+    _heats[temperature] = text = temperature_text(temperature)
+    return text
 
 
 def encode_json(value: object, name: str) -> bytes:
@@ -132,7 +179,6 @@ def encode_json(value: object, name: str) -> bytes:
     return _encode(_normal(value, (name,), MAX_DEPTH))
 
 
-@functools.lru_cache(maxsize=1024)
 def temperature_text(temperature: float) -> str:
     """Return a temperature with two decimals, as Rust's `format!("{:.2}", temperature as f32)` writes it.
 
@@ -152,53 +198,25 @@ def temperature_text(temperature: float) -> str:
     return "0.00" if text == "-0.00" else text
 
 
-# ---- the walk that proves a value to be in normal form already ----
-
-# It leaves to the encoder what that refuses by itself: integers outside 64 bits, subclasses of str, int and float,
-# keys that are no strings, lone surrogates.
-
-
-def _are_plain_messages(messages: Sequence[Mapping[str, Any]]) -> bool:
-    if type(messages) is not list and type(messages) is not tuple:
-        return False
-    for message in messages:
-        if type(message) is not dict:
-            return False
-        for value in message.values():
-            if type(value) is not str and not _are_plain((value,), MAX_DEPTH - 1):
-                return False
-    return True
-
-
-def _are_plain(items: Iterable[Any], depth: int) -> bool:
-    """Are all of a container's items in normal form? `depth` more containers may follow."""
-    for item in items:
-        kind = type(item)
-        if kind is str or kind is int or item is None or kind is bool:
-            continue
-        if kind is float:
-            if not item % 1 > 0:  # 0 for integral values, NaN for NaN and infinities
-                return False
-        elif kind is dict:
-            if depth == 0 or not _are_plain(item.values(), depth - 1):
-                return False
-        elif (kind is not list and kind is not tuple) or depth == 0 or not _are_plain(item, depth - 1):
-            return False
-    return True
+# The walk that proves a value to be in normal form already. It leaves to the encoder what that refuses by itself:
+# integers outside 64 bits, subclasses of str, int and float, keys that are no strings, lone surrogates.
+_are_plain: Final = native.are_plain
+_are_plain_dicts: Final = native.are_plain_dicts
 
 
 # ---- the normal form, built ----
 
 
-def _normal_fields(request: RequestFields, heat: str | None) -> tuple[Any, ...]:
+def _normal_fields(
+    *, namespace: str, model: str, prompt: str | None, messages: object, max_tokens: object, parameters: object
+) -> tuple[Any, ...]:
     return (
-        _normal(request.namespace, ("namespace",), 0),
-        _normal(request.model, ("model",), 0),
-        _normal(request.prompt, ("prompt",), 0),
-        None if request.messages is None else _normal_messages(request.messages),
-        heat,
-        _normal(request.max_tokens, ("max_tokens",), 0),
-        _normal(request.parameters, ("parameters",), MAX_DEPTH + 1),
+        _normal(namespace, ("namespace",), 0),
+        _normal(model, ("model",), 0),
+        _normal(prompt, ("prompt",), 0),
+        None if messages is None else _normal_messages(messages),
+        _normal(max_tokens, ("max_tokens",), 0),
+        _normal(parameters, ("parameters",), MAX_DEPTH + 1),
     )
 
 
@@ -216,7 +234,7 @@ def _normal_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
     normal: dict[str, Any] = {
         name: int(value) if type(value) is float and value.is_integer() else value for name, value in parameters.items()
     }
-    if not _are_plain(normal.values(), MAX_DEPTH):
+    if not _are_plain(normal, MAX_DEPTH):
         normal = _normal(parameters, ("parameters",), MAX_DEPTH + 1)
     return normal
 

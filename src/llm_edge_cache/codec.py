@@ -1,11 +1,14 @@
-"""From an entry to the bytes that both tiers keep, and back.
+"""From an entry to the bytes that the tiers keep, and back.
+
+L1 keeps an entry *packed*: in MessagePack, or that in a zstd frame. Which of the two, its first byte tells: an entry
+begins as an array (0x9.), a zstd frame with 0x28; a later format may begin with anything else. L2 keeps it *sealed*:
 
     0        1                       9
-    format | xxh3-64 of the rest   | the entry in MessagePack, or that in a zstd frame
+    format | xxh3-64 of the rest   | the packed entry
 
 `format` is one byte: version of this layout and what the rest is. Any two formats differ in at least two bits, and the
 checksum sees every other bit, so no single flipped bit goes unnoticed. The checksum is against accidents, not against
-forgers: whoever may write to the slab or to Redis may write answers.
+forgers: whoever may write to Redis may write answers. L1 has none: what it holds never left this host's memory.
 
 Fields are only ever added, at the end and with a default: older readers pass over them, newer ones fill them in.
 Anything else needs a new format. Nothing is ever unpickled.
@@ -25,17 +28,21 @@ import xxhash
 from llm_edge_cache.errors import CacheError
 from llm_edge_cache.model import CachedResponse
 
-__all__ = ["CodecError", "Entry", "EntryCodec", "Reason"]
+__all__ = ["UNREADABLE", "CodecError", "Entry", "EntryCodec", "Reason", "seal", "unsealed"]
 
 Reason = Literal["truncated", "format", "checksum", "compression", "content"]
 
 _PLAIN: Final = b"\x11"
 _ZSTD: Final = b"\x12"
 _HEADER_BYTES: Final = 9
+_ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
 _LARGEST_BODY: Final = 64 << 20  # bytes; what a zstd frame may claim to hold
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _digest: Final = xxhash.xxh3_64_digest
+
+UNREADABLE: Final = (msgspec.MsgspecError, ValueError, RecursionError, MemoryError)
+"""What `EntryCodec.read` raises for anything but an entry in MessagePack."""
 
 
 class CodecError(CacheError):
@@ -84,10 +91,11 @@ class EntryCodec:
             raise ImportError(_NO_ZSTD)
         self._compress_above = compress_above
         self._level = level
-        self._decode = msgspec.msgpack.Decoder(Entry).decode
+        self.read: Final = msgspec.msgpack.Decoder(Entry).decode
+        """The hot path: takes what `pack` made without compression, and raises one of UNREADABLE for all else."""
 
-    def encode(self, entry: Entry) -> bytes:
-        """Return the bytes of an entry.
+    def pack(self, entry: Entry) -> bytes:
+        """Return an entry as L1 keeps it.
 
         Raises:
             TypeError: A field of the entry is of a wrong type, or something in raw or metadata cannot be kept.
@@ -95,7 +103,7 @@ class EntryCodec:
         """
         try:
             body = _encode(entry)
-            self._decode(body)  # nothing is stored that could not be read
+            self.read(body)  # nothing is stored that could not be read
         except msgspec.ValidationError as error:
             raise TypeError(f"an entry cannot be kept: {error}") from None
         except (OverflowError, msgspec.DecodeError) as error:
@@ -103,23 +111,26 @@ class EntryCodec:
         except RecursionError:
             raise ValueError("an entry cannot be kept: it is nested too deep") from None
         if self._compress_above is not None and self._compress_above < len(body) <= _LARGEST_BODY:
-            packed: bytes = _zstd().compress(body, level=self._level)
-            if len(packed) < len(body):
-                return _ZSTD + _digest(packed) + packed
-        return _PLAIN + _digest(body) + body
+            frame: bytes = _zstd().compress(body, level=self._level)
+            if len(frame) < len(body):
+                return frame
+        return body
 
-    def decode_trusted(self, data: bytes) -> Entry:
-        """Return the entry of bytes that this host's slab kept: they are what was stored, so the checksum is not read.
+    def unpack(self, packed: bytes) -> Entry:
+        """Return the entry that `pack` made these bytes of.
 
         Raises:
-            CodecError: They are no entry.
+            CodecError: They are not such bytes. Nothing else is raised, whatever they are.
         """
-        if data[:1] != _PLAIN:
-            return self.decode(data)
+        body = _decompressed(packed) if packed[:4] == _ZSTD_MAGIC else packed
         try:
-            return self._decode(data[_HEADER_BYTES:])
-        except (msgspec.MsgspecError, ValueError, RecursionError, MemoryError) as error:
+            return self.read(body)
+        except UNREADABLE as error:
             raise CodecError("content", f"no entry: {type(error).__name__}") from None
+
+    def encode(self, entry: Entry) -> bytes:
+        """Return an entry as L2 keeps it: packed and sealed. Raises what `pack` does."""
+        return seal(self.pack(entry))
 
     def decode(self, data: bytes) -> Entry:
         """Return the entry that `encode` made these bytes of.
@@ -127,13 +138,23 @@ class EntryCodec:
         Raises:
             CodecError: They are not such bytes. Nothing else is raised, whatever they are.
         """
-        body = data[_HEADER_BYTES:]  # cheaper than a memoryview for all usual sizes
-        if data[:_HEADER_BYTES] != _PLAIN + _digest(body):
-            body = _unpacked(data, body)
+        packed = unsealed(data)  # cheaper than a memoryview for all usual sizes
+        if data[:_HEADER_BYTES] != _PLAIN + _digest(packed):
+            packed = _unpacked(data, packed)
         try:
-            return self._decode(body)
-        except (msgspec.MsgspecError, ValueError, RecursionError, MemoryError) as error:
+            return self.read(packed)
+        except UNREADABLE as error:
             raise CodecError("content", f"no entry: {type(error).__name__}") from None
+
+
+def seal(packed: bytes) -> bytes:
+    """Return a packed entry as L2 keeps it."""
+    return (_ZSTD if packed[:4] == _ZSTD_MAGIC else _PLAIN) + _digest(packed) + packed
+
+
+def unsealed(data: bytes) -> bytes:
+    """Return the packed entry within what L2 keeps, unchecked."""
+    return data[_HEADER_BYTES:]
 
 
 def _unpacked(data: bytes, rest: bytes) -> bytes:

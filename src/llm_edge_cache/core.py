@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
-from llm_edge_cache.codec import CodecError, Entry, EntryCodec
+from llm_edge_cache.codec import UNREADABLE, CodecError, Entry, EntryCodec, seal, unsealed
 from llm_edge_cache.deferred import Write
 from llm_edge_cache.effects import Steps
 from llm_edge_cache.errors import SlabBusyError
@@ -35,7 +35,7 @@ _L1_MISSES: Final = int(Counter.L1_MISSES)
 _L1_TIMES: Final = int(Histogram.L1)
 _TIME_SAVED: Final = int(Counter.MICROSECONDS_SAVED)
 _PROMPT_SAVED: Final = int(Counter.PROMPT_TOKENS_SAVED)
-_COMPLETION_SAVED: Final = int(Counter.COMPLETION_TOKENS_SAVED)
+_ANSWER_SAVED: Final = int(Counter.COMPLETION_TOKENS_SAVED)
 _CONTACT: Final = int(Word.CONTACT)
 
 
@@ -88,7 +88,7 @@ class Core:
         self._l1 = l1
         self._l2 = l2
         self._tier = tier
-        self._decode = codec.decode_trusted
+        self._read = codec.read
         self._get = slab.get
         self._record = slab._record
         self._trusted_ns = 0 if l2 is None else round(l2.staleness_seconds * 1e9)
@@ -102,39 +102,44 @@ class Core:
             The hit; None for a negative entry that holds; else what the slow path needs.
         """
         start = time.monotonic_ns()
-        data = self._get(key)
+        get, read, record = self._get, self._read, self._record  # Python 3.11 is slow at calling an instance's values
+        data = get(key)
         if data is None:
-            return self._missed(key, start, None)
+            return self._missed(key, data, start, None)
         try:
-            entry = self._decode(data)
-        except CodecError as error:
-            self._drop_bad(key, error)
-            return self._missed(key, start, None)
-        response = entry.response
-        if entry.expires_at is not None and entry.expires_at <= time.time():
-            return self._missed(key, start, entry)
+            entry = read(data)
+        except UNREADABLE:  # compressed, or no entry
+            other = self._unpacked(key, data)
+            if other is None:
+                return self._missed(key, data, start, None)
+            entry = other
+        expires_at = entry.expires_at
+        if expires_at is not None and expires_at <= time.time():
+            return self._missed(key, data, start, entry)
         if entry.generations and self._is_overtaken(entry):
             self.slab._count(Counter.L1_EXPIRED_TAGS)
-            return self._missed(key, start, None)
+            return self._missed(key, data, start, None)
         if self._trusted_ns and self._needs_verifying(entry, start):
-            return self._missed(key, start, entry, is_unverified=True)
+            return self._missed(key, data, start, entry, is_unverified=True)
         if entry.is_negative:
-            self._record(_L1_HITS, _L1_TIMES, start)
+            record(_L1_HITS, _L1_TIMES, start)
             return None
+        response = entry.response
         tokens = response.tokens
         if tokens is None:
-            self._record(_L1_HITS, _L1_TIMES, start, _TIME_SAVED, entry.microseconds)
+            record(_L1_HITS, _L1_TIMES, start, _TIME_SAVED, entry.microseconds)
         else:
-            self._record(
+            prompt, answer = tokens.prompt_tokens, tokens.completion_tokens
+            record(
                 _L1_HITS,
                 _L1_TIMES,
                 start,
                 _TIME_SAVED,
                 entry.microseconds,
                 _PROMPT_SAVED,
-                tokens.prompt_tokens,
-                _COMPLETION_SAVED,
-                tokens.completion_tokens,
+                prompt,
+                _ANSWER_SAVED,
+                answer,
             )
         return L1Hit(response)
 
@@ -144,12 +149,18 @@ class Core:
         count(_TIME_SAVED, entry.microseconds)
         if tokens is not None:
             count(_PROMPT_SAVED, tokens.prompt_tokens)
-            count(_COMPLETION_SAVED, tokens.completion_tokens)
+            count(_ANSWER_SAVED, tokens.completion_tokens)
 
-    def _missed(self, key: bytes, start: int, entry: Entry | None, *, is_unverified: bool = False) -> Look:
+    def _missed(
+        self, key: bytes, data: bytes | None, start: int, entry: Entry | None, *, is_unverified: bool = False
+    ) -> L1Hit | Look | None:
+        begun, token = self.begin(key), self.slab._token(key)
+        # The token cost a hit too much, so it comes late, and what was seen is looked at again: 1 R finds nothing
+        # 2 W stores  3 R takes the token  4 R reads what Redis had before, and its fill fits the token.
+        if key in self.slab if data is None else self._get(key) != data:
+            return self.look(key)
         self._record(_L1_MISSES, _L1_TIMES, start)
-        begun = self.begin(key)
-        return Look(key, self.slab._token(key), begun, entry, is_unverified)
+        return Look(key, token, begun, entry, is_unverified)
 
     def begin(self, key: bytes) -> Begun:
         """Note the time on every clock that an invalidation moves, before anything is looked up or computed."""
@@ -160,12 +171,7 @@ class Core:
         """Look a key up in L1 without counting. Returns the entry if it is fresh, and what a computation needs."""
         begun = self.begin(key)
         data, token = self.slab.get_or_token(key)
-        entry = None
-        if data is not None:
-            try:
-                entry = self._decode(data)
-            except CodecError as error:
-                self._drop_bad(key, error)
+        entry = None if data is None else self._unpacked(key, data)
         if entry is None or self._is_overtaken(entry):
             return None, Look(key, token, begun, None)
         is_stale = entry.expires_at is not None and entry.expires_at <= time.time()
@@ -200,12 +206,17 @@ class Core:
         self.slab._count(Counter.UNVERIFIED)
         return True
 
-    def _drop_bad(self, key: bytes, error: CodecError) -> None:
-        self.slab._count(BAD[error.reason])
+    def _unpacked(self, key: bytes, data: bytes) -> Entry | None:
+        """Return the entry that L1 holds; what is none is counted and deleted."""
+        try:
+            return self.codec.unpack(data)
+        except CodecError as error:
+            self.slab._count(BAD[error.reason])
         try:
             self.slab.delete(key)
         except SlabBusyError:
             self.slab._count(Counter.L1_REFUSED)
+        return None
 
     # ---- between the tiers ----
 
@@ -222,17 +233,17 @@ class Core:
             return L1Hit(look.entry.response)  # Redis did not answer: better this than nothing
         return _MISS
 
-    def promote(self, look: Look, found: Found) -> None:
-        """Fill L1 with what L2 had, for the rest of its life there."""
+    def promote(self, look: Look, found: Found, *, stale: float = 0.0) -> None:
+        """Fill L1 with what L2 had, for the rest of its life there, and so many seconds of staleness."""
         entry = found.entry
-        left = None if entry.expires_at is None else entry.expires_at - time.time()
+        left = None if entry.expires_at is None else entry.expires_at + stale - time.time()
         life = _shorter(self._l1.ttl_seconds, left)
         if life is not None and life <= 0:
             return
-        data = found.data
+        data = unsealed(found.data)
         if entry.generations:
             generations = dict.fromkeys(entry.generations, look.begun.epoch)
-            data = self.codec.encode(msgspec.structs.replace(entry, generations=generations))
+            data = self.codec.pack(msgspec.structs.replace(entry, generations=generations))
         try:
             is_stored = self.slab.fill(look.key, data, look.token, ttl=life, tti=self._l1.tti_seconds)
         except SlabBusyError:
@@ -286,13 +297,13 @@ class Core:
         now = time.time()
         stamped = _stamped(entry, now)
         local = _with(stamped, now, lives.valid_l1, dict.fromkeys(tags, begun.epoch))
-        data = self.codec.encode(local)
-        is_stored = self._keep_l1(key, data, begun, lives, tags)
+        packed = self.codec.pack(local)
+        is_stored = self._keep_l1(key, packed, begun, lives, tags)
         if self._l2 is None:
             return is_stored, None
         if tags or lives.valid_l1 != lives.valid_l2:
-            data = self.codec.encode(_with(stamped, now, lives.valid_l2, dict.fromkeys(tags, begun.begin)))
-        return is_stored, Write(key, data, begun.begin, begun.began_ns, now + lives.l2, tags, lease)
+            packed = self.codec.pack(_with(stamped, now, lives.valid_l2, dict.fromkeys(tags, begun.begin)))
+        return is_stored, Write(key, seal(packed), begun.begin, begun.began_ns, now + lives.l2, tags, lease)
 
     def _keep_l1(self, key: bytes, data: bytes, begun: Begun, lives: Lives, tags: tuple[str, ...]) -> bool:
         if tags and self.has_overtaken(begun, key, tags):

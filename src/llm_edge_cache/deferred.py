@@ -10,14 +10,15 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_edge_cache.effects import Steps
 from llm_edge_cache.errors import CacheError
 from llm_edge_cache.invalidation import TAG_SECONDS, TOMBSTONE_SECONDS, applied
 from llm_edge_cache.redis_client import Batch, Call, RedisTrouble, Script
-from llm_edge_cache.redis_records import RAISE, pack_id, stream_id, text_of_id
+from llm_edge_cache.redis_commands import sound_answer
+from llm_edge_cache.redis_records import RAISE, pack_id, parse_id, stream_id, text_of_id
 from llm_edge_cache.redis_tier import RedisTier
 from llm_edge_cache.regions import Counter
 
@@ -48,6 +49,9 @@ class Write(NamedTuple):
     tags: tuple[str, ...] = ()
     lease: bytes = b""
 
+    def __repr__(self) -> str:
+        return f"<Write {len(self.data)} bytes>"
+
 
 class Release(NamedTuple):
     """A lease that is given up without a value."""
@@ -77,7 +81,7 @@ class DeferredWrites:
         """Take an item, and return at once. Returns False, with the drop counted, when the queue is full or closed."""
         with self._changed:
             if len(self._items) >= self._limit or self._is_closing:
-                self._slab._count(Counter.DROPPED_QUEUE_FULL)
+                self._slab._count(Counter.DROPPED_QUEUE_FULL, _writes_among([item]))
                 return False
             self._items.append(item)
             if self._thread is None:
@@ -97,7 +101,7 @@ class DeferredWrites:
         with self._changed:
             self._is_closing = True
             if self._items:
-                self._slab._count(Counter.DROPPED_UNAVAILABLE, len(self._items))
+                self._slab._count(Counter.DROPPED_UNAVAILABLE, _writes_among(self._items))
                 self._items.clear()
             self._changed.notify_all()
         return is_flushed
@@ -128,6 +132,11 @@ class DeferredWrites:
                 batch.append(item)
             self._in_hand = len(batch)
             return batch
+
+
+def _writes_among(items: Iterable[Item]) -> int:
+    """A lease that is not given up ends by itself: no loss."""
+    return sum(isinstance(item, Write) for item in items)
 
 
 def write_all(tier: RedisTier, slab: SharedSlab, items: list[Item]) -> Steps[None]:
@@ -170,12 +179,13 @@ def _keep_tag(tier: RedisTier, tag: str, begin: int) -> Steps[None]:
     newest.
     """
     name = tier.names.tag(tag)
-    if (yield from tier.ask(Call((b"EXISTS", name)))):
+    if parse_id((yield from tier.get(name))) is not None:
         return
     since = (b"XRANGE", tier.names.events, b"(" + stream_id(begin), b"+", b"COUNT", _LONGEST_LOOK_BACK)
     later = yield from tier.ask(Call(since))
-    is_untouched = len(later) < _LONGEST_LOOK_BACK and not any(_concerns(fields, tag) for _, fields in later)
-    identifier = begin if is_untouched else pack_id(later[-1][0])
+    with sound_answer("Redis"):
+        is_untouched = len(later) < _LONGEST_LOOK_BACK and not any(_concerns(fields, tag) for _, fields in later)
+        identifier = begin if is_untouched else pack_id(later[-1][0])
     yield from tier.ask(Script(RAISE, name, (text_of_id(identifier), TAG_SECONDS * 1000)))
 
 

@@ -70,6 +70,8 @@ class World(NamedTuple):
     redis: RedisClient | None
     wait: Callable[[WaitForFlight], object]
     compute: Callable[[], object] | None = None
+    until: float | None = None
+    """Reading of `time.monotonic` at which the last command to Redis ends; None: each has the operation timeout."""
 
 
 class AsyncWorld(NamedTuple):
@@ -78,6 +80,7 @@ class AsyncWorld(NamedTuple):
     redis: AsyncRedisClient | None
     wait: Callable[[WaitForFlight], Awaitable[object]]
     compute: Callable[[], Awaitable[object]] | None = None
+    until: float | None = None
 
 
 def perform(steps: Steps[_T], world: World) -> _T:
@@ -109,7 +112,7 @@ def _perform_one(effect: Effect, world: World) -> object:
     assert world.redis is not None
     if isinstance(effect, BlockingCall):
         return world.redis.run(effect.call, blocking=effect.seconds)
-    return world.redis.run(effect)
+    return world.redis.run(effect, until=world.until)
 
 
 async def perform_async(steps: Steps[_T], world: AsyncWorld) -> _T:
@@ -141,4 +144,4 @@ async def _perform_one_async(effect: Effect, world: AsyncWorld) -> object:
     assert world.redis is not None
     if isinstance(effect, BlockingCall):
         return await world.redis.run(effect.call, blocking=effect.seconds)
-    return await world.redis.run(effect)
+    return await world.redis.run(effect, until=world.until)

@@ -14,10 +14,12 @@ A look-up, in order:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
 import secrets
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -29,14 +31,14 @@ from llm_edge_cache.codec import Entry, EntryCodec
 from llm_edge_cache.core import Begun, Core, Look, negative_entry
 from llm_edge_cache.deferred import DeferredWrites, Item, Release, write_all
 from llm_edge_cache.effects import Compute, Pause, Steps, WaitForFlight, World, perform
-from llm_edge_cache.errors import ComputeError
+from llm_edge_cache.errors import ComputeError, SlabClosedError
 from llm_edge_cache.flight import Flights, Lead, Running
 from llm_edge_cache.invalidation import Invalidator
 from llm_edge_cache.keys import tier_key
-from llm_edge_cache.lookup import CacheHealthStatus, LookupResult, MetricsSnapshot, Miss, Served, Source
+from llm_edge_cache.lookup import CacheHealthStatus, MetricsSnapshot, Miss, Served, Source
 from llm_edge_cache.model import CacheableRequest, CachedResponse
 from llm_edge_cache.redis_client import RedisClient, parse_redis_url
-from llm_edge_cache.redis_tier import Busy, Found, Leased, RedisTier, Unanswered
+from llm_edge_cache.redis_tier import LEASE_MS, Busy, Found, Leased, RedisTier, Unanswered
 from llm_edge_cache.regions import Counter, Histogram, Word
 from llm_edge_cache.settings import L1Config, L2Config
 from llm_edge_cache.sizing import Sizer
@@ -47,7 +49,16 @@ from llm_edge_cache.waiting import FlightWaiters
 if TYPE_CHECKING:
     from llm_edge_cache.redis_target import RedisTarget
 
-__all__ = ["DEFAULT_L1", "Engine", "FetchOptions", "require_response", "require_ttl"]
+__all__ = [
+    "DEFAULT_L1",
+    "NEVER",
+    "Engine",
+    "FetchOptions",
+    "OutOfTimeError",
+    "require_response",
+    "require_ttl",
+    "seconds_to_wait",
+]
 
 _log = logging.getLogger("llm_edge_cache")
 
@@ -56,10 +67,17 @@ DEFAULT_L1: Final = L1Config()
 _WAIT_SECONDS: Final = 1.0  # between two looks at a flight whose wake-up was lost
 _POLL_SECONDS: Final = 0.02  # between two looks at another host's lease
 _CLOSE_SECONDS: Final = 5.0
+_WAITING: Final = 0.95  # part of the operation timeout; the rest is for what a caller does beside, and late timers
+NEVER: Final = 1 << 63
+"""A moment of CLOCK_MONOTONIC that does not come."""
 
 _MISS: Final = Miss()
 _TOTAL: Final = "total_requests"
 _engines: Final[weakref.WeakSet[Engine]] = weakref.WeakSet()
+
+
+class OutOfTimeError(Exception):
+    """Whoever drives a fetch may not wait any longer for another process or host. Others may go on."""
 
 
 class FetchOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +90,13 @@ class FetchOptions(msgspec.Struct, frozen=True, kw_only=True):
     stale_if_error: float = 0.0
     ttl_jitter: float = 0.0
     negative_ttl: float | None = None
+    revalidates: bool = False
+    """Nobody waits for this: a stale value is no answer."""
+
+    @property
+    def stale_seconds(self) -> float:
+        """For how long a value may be of use after its expiry."""
+        return max(self.stale_while_revalidate, self.stale_if_error)
 
     def __post_init__(self) -> None:
         """Refuse what is no life."""
@@ -150,7 +175,12 @@ class Engine:
         return self._is_open
 
     def close(self, seconds: float = _CLOSE_SECONDS) -> None:
-        """Send what is queued, for at most so many seconds, and let go of everything. The slab stays for others."""
+        """Send what is queued, for at most so many seconds, and let go of everything. The slab stays for others.
+
+        Computations under way, in other threads or on other event loops, answer their callers; others compute anew.
+        """
+        for lead in self.flights.abandon():
+            self._put_release(lead)
         if self.queue is not None and not self.queue.close(seconds):
             _log.warning("deferred writes to Redis were dropped at close")
         self.upkeep.stop(seconds)
@@ -161,11 +191,10 @@ class Engine:
 
     # ---- operations, as steps ----
 
-    def lookup(self, request: CacheableRequest) -> LookupResult | Look:
-        """Look a request up in L1. A Look is what `lookup_l2` goes on from."""
-        found = self.core.look(tier_key(request))
-        if not isinstance(found, Look):
-            return found or _MISS
+    def missed(self, request: CacheableRequest, found: Look | None) -> Miss | Look:
+        """Say how a look-up goes on that had no hit in L1 (`Core.look`): with `lookup_l2`, if this is a Look."""
+        if found is None:
+            return _MISS
         # For the store() that follows: 1 lookup misses  2 the caller computes  3 another invalidates  4 store() of what
         # was computed before must be refused.
         request.__dict__["_begun"] = (self.core, found.begun)
@@ -195,73 +224,99 @@ class Engine:
         core, begun = request.__dict__.pop("_begun", (None, None))
         return begun if core is self.core else None
 
-    def fetch(self, key: bytes, options: FetchOptions) -> Steps[Served]:
-        """Return the value of a key that L1 does not have, computed by one caller of all."""
+    def fetch(
+        self, key: bytes, options: FetchOptions, *, until_ns: int = NEVER, is_driven: Callable[[], bool] = lambda: True
+    ) -> Steps[Served]:
+        """Return the value of a key that L1 does not have, computed by one caller of all.
+
+        Args:
+            key: 64 hexadecimal digits.
+            options: as get_or_compute() was told.
+            until_ns: when to stop waiting for other processes and hosts; CLOCK_MONOTONIC. A computation is not cut off.
+            is_driven: tells whether these steps can get on; while not, others may take the computation over.
+
+        Raises:
+            OutOfTimeError: the time was up.
+            ComputeError: another's computation failed.
+            Whatever the computation raised.
+        """
         while True:
-            flight = self.flights.join(key)
+            flight = self.flights.join(key, is_driven)
             if isinstance(flight, Lead):
-                return (yield from self._lead(flight, options))
-            served = yield from self._follow(flight, key, options)
+                return (yield from self._lead(flight, options, until_ns))
+            served = yield from self._follow(flight, key, options, until_ns)
             if served is not None:
                 return served
 
-    def _follow(self, flight: Running, key: bytes, options: FetchOptions) -> Steps[Served | None]:
+    def _follow(self, flight: Running, key: bytes, options: FetchOptions, until_ns: int) -> Steps[Served | None]:
         """Wait for another's flight. Returns None when it left nothing, and the next is to be joined or led."""
         start = time.monotonic_ns()
         while self.flights.is_running(flight):
-            yield WaitForFlight(flight.record, flight.token, _WAIT_SECONDS)
+            yield WaitForFlight(flight.record, flight.token, _at_most(_WAIT_SECONDS, until_ns))
         self.slab._observe(Histogram.WAIT, time.monotonic_ns() - start)
         entry, look = self.core.peek(key)
         if entry is not None:
             self.slab._count(Counter.COALESCED)
             return self._served(entry, "coalesced")
+        stale = self.stale_while_revalidating(look, options)
+        if stale is not None:
+            return stale
         try:
             if self.flights.left_nothing(flight):
                 return (yield from self._compute(Lead(key, -1, 0), self.core.begin(key), options))
         except ComputeError:
-            stale = self._stale_for_error(look.entry, options)
-            if stale is None:
+            excuse = self._stale_for_error(look.entry, options)
+            if excuse is None:
                 raise
-            return stale
+            return excuse
         return None
 
-    def _lead(self, lead: Lead, options: FetchOptions) -> Steps[Served]:
+    def _lead(self, lead: Lead, options: FetchOptions, until_ns: int) -> Steps[Served]:
         self.upkeep.start()
         try:
-            return (yield from self._find_or_compute(lead, options))
-        except Exception as error:
-            self.flights.tell_failure(lead, error)
-            raise
+            return (yield from self._find_or_compute(lead, options, until_ns))
         finally:
             self.flights.end(lead)
 
-    def _find_or_compute(self, lead: Lead, options: FetchOptions) -> Steps[Served]:
+    def _find_or_compute(self, lead: Lead, options: FetchOptions, until_ns: int) -> Steps[Served]:
         entry, look = self.core.peek(lead.key)
         if entry is not None:
             self.slab._count(Counter.COALESCED)
             return self._served(entry, "coalesced")
-        found = yield from self.claim(lead)
+        found = yield from self.claim(lead, options, until_ns)
         if isinstance(found, Found):
+            # A stale one too: the others on this host have a use for it as well.
+            self.core.promote(look, found, stale=options.stale_seconds)
             if not found.is_stale:
-                self.core.promote(look, found)
                 return self._served(found.entry, "l2")
-            look = look._replace(entry=found.entry)
+            look = look._replace(entry=found.entry, is_unverified=False)
+            stale = self.stale_while_revalidating(look, options)
+            if stale is not None:
+                return stale
         elif isinstance(found, Unanswered) and look.is_unverified and look.entry is not None:
             return self._served(look.entry, "l1")
+        begun = self.core.begin(lead.key)
         try:
-            return (yield from self._compute(lead, self.core.begin(lead.key), options))
+            return (yield from self._compute(lead, begun, options))
         except Exception as error:
-            stale = self._stale_for_error(look.entry, options)
-            if stale is None:
+            self._tell_failure(lead, begun, options, error)
+            excuse = self._stale_for_error(look.entry, options)
+            if excuse is None:
                 raise
-            self.flights.tell_failure(lead, error)
-            return stale
+            return excuse
 
-    def claim(self, lead: Lead) -> Steps[Found | Unanswered | None]:
+    def _tell_failure(self, lead: Lead, begun: Begun, options: FetchOptions, error: Exception) -> None:
+        with contextlib.suppress(SlabClosedError):
+            # 1 A computes K  2 invalidate(K) returns  3 B asks for K, and waits  4 A fails: it is not B's failure.
+            if not self.core.has_overtaken(begun, lead.key, options.tags):
+                self.flights.tell_failure(lead, error)
+
+    def claim(self, lead: Lead, options: FetchOptions, until_ns: int = NEVER) -> Steps[Found | Unanswered | None]:
         """Look in L2, and take the lease there. Waits while another host computes the value.
 
         Returns:
-            A value, fresh or stale (the lease is then held); UNANSWERED; None: the lease is held.
+            A value, fresh or stale (then the lease is held, unless the stale one will do for now); UNANSWERED; None:
+            the lease is held.
         """
         if self.tier is None:
             return None
@@ -270,17 +325,19 @@ class Engine:
         start = time.monotonic_ns()
         histogram: int = Histogram.L2
         while True:
+            asked_ns = time.monotonic_ns()
             outcome = yield from self.tier.claim(lead.key, token, b"" if stale is None else stale.header)
             if isinstance(outcome, Unanswered):
                 return outcome
             if isinstance(outcome, Leased):
+                lead.lease_until_ns = asked_ns + LEASE_MS * 1_000_000
                 lead.lease = token
                 self.slab._record(Counter.L2_MISSES, histogram, start)
                 return stale
             if isinstance(outcome, Busy):
                 histogram = -1  # a wait is no latency of Redis
-                yield Pause(min(_POLL_SECONDS, outcome.seconds_left))
-            elif outcome.is_stale:
+                yield Pause(_at_most(min(_POLL_SECONDS, outcome.seconds_left), until_ns))
+            elif outcome.is_stale and not _may_serve(outcome.entry, options):
                 stale = outcome
             else:
                 self.slab._record(Counter.L2_HITS, histogram, start)
@@ -293,15 +350,36 @@ class Engine:
             response = yield Compute()
             if response is not None or options.negative_ttl is None:
                 require_response(response)
-        except BaseException:
-            self.slab._count(Counter.COMPUTE_ERRORS)
+        except BaseException as error:
             self.release(lead)
+            with contextlib.suppress(SlabClosedError):
+                self.slab._count(Counter.COMPUTE_ERRORS, int(isinstance(error, Exception)))
             raise
-        self.slab._record(Counter.COMPUTATIONS, Histogram.COMPUTE, start)
-        microseconds = (time.monotonic_ns() - start) // 1000
-        entry = negative_entry(microseconds) if response is None else Entry(response, microseconds=microseconds)
-        self.keep(lead, begun, entry, options)
+        with contextlib.suppress(SlabClosedError):  # closed meanwhile: the answer is its caller's all the same
+            self.slab._record(Counter.COMPUTATIONS, Histogram.COMPUTE, start)
+            microseconds = (time.monotonic_ns() - start) // 1000
+            entry = negative_entry(microseconds) if response is None else Entry(response, microseconds=microseconds)
+            if (yield from self.has_kept_lease(lead)):
+                self.keep(lead, begun, entry, options)
         return Served(response, "computed")
+
+    def has_kept_lease(self, lead: Lead) -> Steps[bool]:
+        """Tell whether no other host has taken the computation over; Redis is asked only if one may have.
+
+        1 A is stopped  2 its lease runs out, and host B computes the value  3 A goes on: its L1 must not get an answer
+        that is older than all others'. Redis itself refuses A's write, but A's slab knows nothing of B.
+        """
+        if self.tier is None or lead.lease is None or time.monotonic_ns() < lead.lease_until_ns:
+            return True
+        state = yield from self.tier.check_lease(lead.key, lead.lease)
+        if state == "held":
+            return True
+        lead.lease = None
+        if state == "taken":
+            lead.lost = True
+            self.slab._count(Counter.L1_FENCED)
+            self.slab._count(Counter.DROPPED_FENCED)
+        return state != "taken"
 
     def keep(self, lead: Lead, begun: Begun, entry: Entry, options: FetchOptions) -> bool:
         """Store what a flight computed. Returns whether it is in L1 or on its way to L2."""
@@ -309,21 +387,24 @@ class Engine:
         if entry.is_negative:
             l1_ttl = l2_ttl = options.negative_ttl
         jitter = 1.0 - options.ttl_jitter * secrets.randbelow(1 << 20) / (1 << 20)
-        stale = max(options.stale_while_revalidate, options.stale_if_error)
-        lives = self.core.lives(l1_ttl, l2_ttl, jitter=jitter, stale=stale)
+        lives = self.core.lives(l1_ttl, l2_ttl, jitter=jitter, stale=options.stale_seconds)
         is_kept, write = self.core.keep(lead.key, begun, entry, lives, options.tags, lease=lead.lease or b"")
-        is_overtaken = not is_kept and self.core.has_overtaken(begun, lead.key, options.tags)
-        if is_overtaken:
+        if not is_kept and self.core.has_overtaken(begun, lead.key, options.tags):
+            self.slab._count(Counter.DROPPED_FENCED, int(write is not None))
             self.release(lead)
             return False
-        if write is not None and self.queue is not None:
-            return self.queue.put(write) or is_kept
-        if not is_kept:
+        is_sent = write is not None and self.queue is not None and self.queue.put(write)
+        # Who waits will find it in Redis, if that gave us a lease a moment ago.
+        if not is_kept and not (is_sent and lead.lease is not None):
             self.flights.tell_uncacheable(lead)
-        return is_kept
+        return is_kept or is_sent
 
     def release(self, lead: Lead) -> None:
         """Give the lease up, if there is one, so that another host computes at once."""
+        if self.flights.holds(lead):
+            self._put_release(lead)
+
+    def _put_release(self, lead: Lead) -> None:
         if lead.lease is not None and self.queue is not None:
             self.queue.put(Release(lead.key, lead.lease))
             lead.lease = None
@@ -341,10 +422,10 @@ class Engine:
     def stale_while_revalidating(self, look: Look, options: FetchOptions) -> Served | None:
         """Return the stale value that may be served while it is computed anew; None where there is none."""
         entry = None if look.is_unverified else look.entry
-        if entry is None or not _is_within(entry, options.stale_while_revalidate):
+        if entry is None or not _may_serve(entry, options):
             return None
         self.slab._count(Counter.STALE_REVALIDATE)
-        return self._served(entry, "stale")
+        return msgspec.structs.replace(self._served(entry, "stale"), is_due=True)
 
     # ---- looking in from outside ----
 
@@ -362,18 +443,24 @@ class Engine:
         counts = {field: sums[Counter[field.upper()]] for field in MetricsSnapshot.__struct_fields__ if field != _TOTAL}
         return MetricsSnapshot(**counts, total_requests=counts["l1_hits"] + counts["l1_misses"])
 
-    def measure_l2(self) -> Steps[Any]:
-        """Estimate what is kept in Redis (`sizing`)."""
+    def measure_l2(self) -> Steps[None]:
+        """Estimate what is kept in Redis (`sizing`), unless it is known to be away."""
         assert self.tier is not None
-        return Sizer(self.slab, self.tier).sample(time.monotonic_ns())
+        if not self.tier.breaker.is_closed():
+            return
+        yield from Sizer(self.slab, self.tier).sample(time.monotonic_ns())
 
     def _send(self, items: list[Item]) -> None:
         assert self.tier is not None
         perform(write_all(self.tier, self.slab, items), self.world())
 
-    def world(self, compute: Callable[[], object] | None = None) -> World:
+    def world(self, compute: Callable[[], object] | None = None, until: float | None = None) -> World:
         """Return what performs steps in a thread."""
-        return World(self.redis, self._wait, compute)
+        return World(self.redis, self._wait, compute, until)
+
+    def end_of_operation(self) -> float:
+        """Return when a look-up that begins now stops waiting for Redis, however many commands it takes."""
+        return time.monotonic() + (0.0 if self.l2 is None else _seconds_of_operation(self.l2))
 
     def _wait(self, flight: WaitForFlight) -> None:
         self.flights.wait(Running(flight.record, flight.token), flight.seconds)
@@ -406,10 +493,31 @@ def _open_slab(l1: L1Config) -> SharedSlab:
 
 def _client(kind: Callable[..., Any], target: RedisTarget, l2: L2Config) -> Any:
     seconds = {
-        "operation_timeout": l2.operation_timeout_ms / 1000,
+        "operation_timeout": _seconds_of_operation(l2),
         "connection_timeout": l2.connection_timeout_ms / 1000,
     }
     return kind(target, **seconds)
+
+
+def _seconds_of_operation(l2: L2Config) -> float:
+    return _WAITING * l2.operation_timeout_ms / 1000
+
+
+def _at_most(seconds: float, until_ns: int) -> float:
+    """Return how long to wait of so many seconds.
+
+    Raises:
+        OutOfTimeError: not at all.
+    """
+    left = (until_ns - time.monotonic_ns()) / 1e9
+    if left <= 0:
+        raise OutOfTimeError
+    return min(seconds, left)
+
+
+def _may_serve(entry: Entry, options: FetchOptions) -> bool:
+    """Tell whether a stale entry will do for now, while it is computed anew."""
+    return not options.revalidates and _is_within(entry, options.stale_while_revalidate)
 
 
 def _is_within(entry: Entry, seconds: float) -> bool:
@@ -426,6 +534,17 @@ def require_response(response: object) -> None:
     """Refuse what is no response."""
     if not isinstance(response, CachedResponse):
         raise TypeError(f"a response must be a CachedResponse, not {type(response).__name__}")
+
+
+def seconds_to_wait(timeout: object) -> float | None:
+    """Return a caller's timeout, 0 for one that has passed, None for one that never will; refuse what is none."""
+    if timeout is None:
+        return None
+    if not isinstance(timeout, (int, float)) or isinstance(timeout, bool):
+        raise TypeError(f"timeout must be a number of seconds or None, not {type(timeout).__name__}")
+    if timeout != timeout:  # noqa: PLR0124 - NaN
+        raise ValueError(f"timeout must be a number of seconds or None, not {timeout!r}")
+    return None if timeout > threading.TIMEOUT_MAX else max(0.0, timeout)
 
 
 def require_ttl(field: str, seconds: object) -> None:

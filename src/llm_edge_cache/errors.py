@@ -66,4 +66,4 @@ class SettingsError(CacheError):
 
 
 class ComputeError(CacheError):
-    """The computation of a value failed in another process: its error's type and text are in the message."""
+    """The computation failed elsewhere, its error's type and text are in the message; or it was cancelled."""

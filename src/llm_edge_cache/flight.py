@@ -6,17 +6,22 @@ waits; one that is stopped loses the flight at its deadline, and its value is re
 token.
 
 A process renews the flights that it leads from a thread of its own (`upkeep`).
+
+A forked child has copies of its parent's leads, and may finish the generators that hold them (when it collects its
+garbage); the flights stay the parent's: only what is among a process's own leads is ended, renewed or released.
 """
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
-from llm_edge_cache.errors import ComputeError
+from llm_edge_cache.errors import ComputeError, SlabBusyError, SlabClosedError
 from llm_edge_cache.native import native
 from llm_edge_cache.regions import Counter
 
@@ -31,6 +36,10 @@ _OUTCOME_SECONDS: Final = 5.0
 _LONGEST_MESSAGE: Final = 500  # characters of an exception that other processes see
 
 
+def _always() -> bool:
+    return True
+
+
 class Running(NamedTuple):
     """Another's flight of the same key."""
 
@@ -42,15 +51,19 @@ class Running(NamedTuple):
 class Lead:
     """This process computes a key. Ended by `Flights.end`."""
 
-    __slots__ = ("key", "lease", "lost", "record", "token")
+    __slots__ = ("is_driven", "key", "lease", "lease_until_ns", "lost", "record", "token")
 
-    def __init__(self, key: bytes, record: int, token: int) -> None:
+    def __init__(self, key: bytes, record: int, token: int, is_driven: Callable[[], bool] = _always) -> None:
         """Hold a record of the slab; -1: there was none to be had, so others may compute it too."""
         self.key: Final = key
         self.record: Final = record
         self.token: Final = token
+        self.is_driven: Final = is_driven
+        """Whether the computation can get on; a flight that nobody drives is not renewed."""
         self.lease: bytes | None = None
         """Token of the lease in Redis, while it is held."""
+        self.lease_until_ns = 0
+        """Until when it is held for certain; CLOCK_MONOTONIC."""
         self.lost = False
         """Taken over by another process."""
 
@@ -79,38 +92,59 @@ class Flights:
         """Lead and join flights of this slab."""
         self._slab = slab
         self._lock = threading.Lock()
-        self._leads: dict[int, Lead] = {}
+        self._leads: set[Lead] = set()
 
-    def join(self, key: bytes) -> Lead | Running:
-        """Lead the computation of a key, or learn who does."""
+    def join(self, key: bytes, is_driven: Callable[[], bool] = _always) -> Lead | Running:
+        """Lead the computation of a key, or learn who does.
+
+        Args:
+            key: 64 hexadecimal digits.
+            is_driven: asked before each renewal by the thread that renews.
+        """
         role, record, token = self._slab._flight_join(key, FLIGHT_LEASE_NS)
         if role == native.FLIGHT_JOINED:
             return Running(record, token)
         if role == native.FLIGHT_NONE:
             self._slab._count(Counter.UNCOORDINATED)
-            return Lead(key, -1, secrets.randbits(62))
+            record, token = -1, secrets.randbits(62)
         if role == native.FLIGHT_TAKEN_OVER:
             self._slab._count(Counter.TAKEOVERS)
-        lead = Lead(key, record, token)
+        lead = Lead(key, record, token, is_driven)
         with self._lock:
-            self._leads[token] = lead
+            self._leads.add(lead)
         return lead
 
+    def holds(self, lead: Lead) -> bool:
+        """Tell whether a lead is this process's, and neither ended nor given up."""
+        return lead in self._leads
+
     def end(self, lead: Lead) -> None:
-        """Give the flight up and wake whoever waits for it."""
+        """Let the flight end, if it is still ours, and wake whoever waits for it."""
         with self._lock:
-            self._leads.pop(lead.token, None)
-        if lead.is_coordinated and not self._slab._flight_end(lead.record, lead.token):
-            lead.lost = True
-        if lead.lost:
-            self._slab._count(Counter.FLIGHTS_LOST)
+            if lead not in self._leads:
+                return
+            self._leads.remove(lead)
+        with contextlib.suppress(SlabClosedError):
+            if lead.is_coordinated and not self._slab._flight_end(lead.record, lead.token):
+                lead.lost = True
+            if lead.lost:
+                self._slab._count(Counter.FLIGHTS_LOST)
+
+    def abandon(self) -> list[Lead]:
+        """Give all flights up, so that other processes compute these values now, and return them."""
+        with self._lock:
+            leads, self._leads = list(self._leads), set()
+        for lead in leads:
+            if lead.is_coordinated:
+                self._slab._flight_end(lead.record, lead.token)
+        return leads
 
     def renew(self) -> list[Lead]:
         """Keep this process's flights for another term. Returns those that hold a lease in Redis as well."""
         with self._lock:
-            leads = list(self._leads.values())
+            leads = [lead for lead in self._leads if lead.is_driven()]
         for lead in leads:
-            if not self._slab._flight_renew(lead.record, lead.token, FLIGHT_LEASE_NS):
+            if lead.is_coordinated and not self._slab._flight_renew(lead.record, lead.token, FLIGHT_LEASE_NS):
                 lead.lost = True
         return [lead for lead in leads if lead.lease is not None]
 
@@ -133,7 +167,9 @@ class Flights:
         self._tell(lead, _Outcome("uncacheable"))
 
     def _tell(self, lead: Lead, outcome: _Outcome) -> None:
-        if lead.is_coordinated:
+        if not lead.is_coordinated:
+            return
+        with contextlib.suppress(SlabBusyError, SlabClosedError):  # untold, they try one after the other
             self._slab.set(_outcome_key(lead.token), _encode(outcome), ttl=_OUTCOME_SECONDS, tti=None)
 
     def left_nothing(self, flight: Running) -> bool:
@@ -150,7 +186,7 @@ class Flights:
         except msgspec.MsgspecError:
             return False
         if outcome.kind == "error":
-            raise ComputeError(f"another process's computation of this value failed: {outcome.message}")
+            raise ComputeError(f"another caller's computation of this value failed: {outcome.message}")
         return True
 
     def wait(self, flight: Running, seconds: float) -> None:

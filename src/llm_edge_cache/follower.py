@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llm_edge_cache.effects import BlockingCall, Steps
 from llm_edge_cache.invalidation import STREAM_LENGTH, Invalidator, applied
-from llm_edge_cache.redis_client import Call
-from llm_edge_cache.redis_records import pack_id, stream_id
+from llm_edge_cache.redis_client import Call, RedisTrouble, Script
+from llm_edge_cache.redis_commands import sound_answer
+from llm_edge_cache.redis_records import DISCARD_STREAM, RAISE, pack_id, parse_id, stream_id, text_of_id
 from llm_edge_cache.redis_tier import RedisTier
 from llm_edge_cache.regions import Counter, Word
 
@@ -70,49 +71,89 @@ class Follower:
         Raises:
             RedisTrouble: Redis did not answer.
         """
-        if not self._has_established:
-            yield from self._establish()
+        try:
+            yield from self._read_on()
+        except RedisTrouble as trouble:
+            # Whatever happened to Redis meanwhile: 1 it is restarted empty  2 its clock is behind  3 its new ids are
+            # below our place, and would be passed over.
+            self._has_established = False
+            if not trouble.is_wrong_type:
+                raise
+            yield from self._discard_stream(Script(DISCARD_STREAM, self._tier.names.events))
+        except ValueError:  # an id above all that a clock makes: nothing of ours could ever be added
+            self._has_established = False
+            yield from self._discard_stream(Call((b"DEL", self._tier.names.events)))
+
+    def _discard_stream(self, command: Call | Script) -> Steps[None]:
+        """Remove what a stranger wrote in place of the stream, or into it."""
+        self._slab._count(Counter.BAD_FORMAT)
+        yield from self._tier.ask(command)
+
+    def _read_on(self) -> Steps[None]:
+        yield from self.establish()
         cursor = self._slab._word(Word.CURSOR)
         asked_ns = time.monotonic_ns()
         read = (b"XREAD", b"COUNT", _BATCH, b"BLOCK", BLOCK_MS, b"STREAMS", self._tier.names.events, stream_id(cursor))
         entries = _entries_of((yield from self._tier.ask(BlockingCall(Call(read), BLOCK_MS / 1000))))
+        # Asked after the read: 1 the stream is trimmed or emptied beyond our place  2 others add  3 we read on from
+        # there. While the entry at our place is there, so is everything that came after it.
+        if entries and not (yield from self._is_in_stream(cursor)):
+            self._has_established = False
+            return
         for identifier, fields in entries:
-            self._apply(fields)
+            self._apply(pack_id(identifier), fields)
             # After it is applied: a reader killed in between leaves it to its successor.
             self._slab._word_raise(Word.CURSOR, pack_id(identifier))
             self._slab._word_raise(Word.BEGIN, pack_id(identifier))
         if len(entries) < _BATCH:
             self._slab._word_raise(Word.CONTACT, asked_ns)
 
-    def _apply(self, fields: dict[bytes, bytes]) -> None:
+    def _apply(self, packed: int, fields: dict[bytes, bytes]) -> None:
         what, origin = applied(fields)
+        if what is not None and what.kind == "all":
+            # Before L1 is cleared: 1 L1 is cleared  2 Q misses, reads from Redis what the clear_all made void, and
+            # fills L1  3 the word says so.
+            self._slab._word_raise(Word.CLEARED, packed)
         # This host's own were applied before they were announced and after: once more would throw out what came since.
         if what is None or origin == b"%d" % self._slab._mapping.nonce:
             return
         self._invalidator.apply(what)
         self._slab._count(Counter.INVALIDATED_REMOTE)
 
-    def _establish(self) -> Steps[None]:
-        """Find the place in the stream from which to go on; where that is lost, go on from its end with an empty L1."""
+    def establish(self) -> Steps[None]:
+        """Find the place in the stream from which to go on; where that is lost, go on from its end with an empty L1.
+
+        Done once by whoever is elected, before it follows. Raises as follow() does.
+        """
+        if self._has_established:
+            return
         names, ask = self._tier.names, self._tier.ask
         cursor = self._slab._word(Word.CURSOR)
-        has_place = cursor and (yield from ask(Call((b"XRANGE", names.events, stream_id(cursor), stream_id(cursor)))))
+        has_place = yield from self._is_in_stream(cursor)
         newest = cursor if has_place else (yield from self._newest())
         # After the place in the stream is known: 1 read `cleared`  2 a clear_all  3 take the newest entry, which is
         # that one's, for the place: its id would be known from neither.
-        cleared = yield from ask(Call((b"GET", names.cleared)))
-        if cleared:
-            self._slab._word_raise(Word.CLEARED, int(cleared, 16))
+        cleared = yield from self._tier.get(names.cleared)
+        if cleared is not None:
+            if parse_id(cleared) is None:  # a stranger's: what it was is lost, so everything up to now is void
+                self._slab._count(Counter.BAD_FORMAT)
+                cleared = yield from ask(Script(RAISE, names.cleared, (text_of_id(newest), 0)))
+            self._slab._word_raise(Word.CLEARED, parse_id(cleared) or newest)
         if not has_place:
             self._start_over(newest, is_first=not cursor)
         self._has_established = True
+
+    def _is_in_stream(self, packed: int) -> Steps[bool]:
+        name = stream_id(packed)
+        return packed != 0 and bool((yield from self._tier.ask(Call((b"XRANGE", self._tier.names.events, name, name)))))
 
     def _newest(self) -> Steps[int]:
         """Return the last id of the stream. From then on it has an entry, which tells that none was trimmed."""
         names, ask = self._tier.names, self._tier.ask
         newest = yield from ask(Call((b"XREVRANGE", names.events, b"+", b"-", b"COUNT", 1)))
-        if newest:
-            return pack_id(newest[0][0])
+        entries = _entries_of([(b"", newest)])
+        if entries:
+            return pack_id(entries[0][0])
         hello = (b"XADD", names.events, b"MAXLEN", b"~", STREAM_LENGTH, b"*", b"kind", b"hello")
         return pack_id((yield from ask(Call(hello))))
 
@@ -130,8 +171,9 @@ def _entries_of(reply: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
     """Return the entries of an XREAD of one stream, in either version of the protocol."""
     if not reply:
         return []
-    entries = next(iter(reply.values()))[0] if isinstance(reply, dict) else reply[0][1]
-    return [(identifier, _fields_of(fields)) for identifier, fields in entries]
+    with sound_answer("Redis"):
+        entries = next(iter(reply.values()))[0] if isinstance(reply, dict) else reply[0][1]
+        return [(identifier, _fields_of(fields)) for identifier, fields in entries or ()]
 
 
 def _fields_of(fields: Any) -> dict[bytes, bytes]:

@@ -26,12 +26,16 @@ too much, never too little.
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 import xxhash
 
 from llm_edge_cache.effects import Steps
+from llm_edge_cache.keys import tier_key
+from llm_edge_cache.model import CacheableRequest
 from llm_edge_cache.redis_client import Batch, Call, RedisTrouble, Script
 from llm_edge_cache.redis_records import RAISE, TOMBSTONE, pack_id, text_of_id
 from llm_edge_cache.redis_tier import RedisTier
@@ -40,7 +44,15 @@ from llm_edge_cache.regions import Counter, Word
 if TYPE_CHECKING:
     from llm_edge_cache.slab import SharedSlab
 
-__all__ = ["TOMBSTONE_SECONDS", "Invalidation", "Invalidator", "tag_hash"]
+__all__ = [
+    "TOMBSTONE_SECONDS",
+    "Invalidation",
+    "Invalidator",
+    "key_invalidation",
+    "tag_hash",
+    "tag_invalidation",
+    "tags_of",
+]
 
 _log = logging.getLogger("llm_edge_cache")
 
@@ -66,6 +78,7 @@ class Invalidation(msgspec.Struct, frozen=True, array_like=True):
 
 
 _ALL: Final = Invalidation("all")
+_CACHE_KEY: Final = re.compile(r"[0-9a-f]{64}")
 _decode_journal: Final = msgspec.msgpack.Decoder(list[Invalidation]).decode
 _encode_journal: Final = msgspec.msgpack.Encoder().encode
 _COUNTERS: Final = {
@@ -125,7 +138,7 @@ class Invalidator:
                 if isinstance(reply, RedisTrouble):
                     return False
             newest = pack_id(replies[1])
-        except RedisTrouble:
+        except (RedisTrouble, ValueError):  # a stranger's id, above all that a clock makes: `follower` removes it
             return False
         if what.kind == "all":
             self._slab._word_raise(Word.CLEARED, packed)
@@ -192,9 +205,15 @@ class Invalidator:
 
 def _journal_entries(data: bytes) -> list[Invalidation]:
     try:
-        return _decode_journal(data)
+        entries = _decode_journal(data)
     except msgspec.MsgspecError:
         return [_ALL]
+    return entries if all(map(_is_sound, entries)) else [_ALL]
+
+
+def _is_sound(what: Invalidation) -> bool:
+    """Tell whether this can have been asked for; what is read from shared places need not be ours."""
+    return what.kind != "key" or _CACHE_KEY.fullmatch(what.name) is not None
 
 
 def applied(fields: dict[bytes, bytes]) -> tuple[Invalidation | None, bytes]:
@@ -202,4 +221,32 @@ def applied(fields: dict[bytes, bytes]) -> tuple[Invalidation | None, bytes]:
     kind: Any = fields.get(b"kind", b"").decode(errors="replace")
     if kind not in _COUNTERS:
         return None, b""
-    return Invalidation(kind, fields.get(b"name", b"").decode(errors="replace")), fields.get(b"origin", b"")
+    what = Invalidation(kind, fields.get(b"name", b"").decode(errors="replace"))
+    return (what if _is_sound(what) else None), fields.get(b"origin", b"")
+
+
+# ---- what callers name ----
+
+
+def tags_of(tags: Iterable[str]) -> tuple[str, ...]:
+    """Return tags as a tuple, and refuse what are none. A single str is one: it would be taken for its letters."""
+    if isinstance(tags, (str, bytes)):
+        raise TypeError(f"tags must be a list of strings, not one {type(tags).__name__}")
+    found = tuple(tags)
+    for tag in found:
+        if not isinstance(tag, str):
+            raise TypeError(f"tags must be strings, not {type(tag).__name__}")
+    return found
+
+
+def key_invalidation(request: CacheableRequest) -> Invalidation:
+    """Return what makes a request's response void."""
+    what = Invalidation("key", tier_key(request).decode())
+    request.__dict__.pop("_begun", None)  # what is stored from here on is new
+    return what
+
+
+def tag_invalidation(tag: str) -> Invalidation:
+    """Return what makes every response of a tag void."""
+    (name,) = tags_of([tag])
+    return Invalidation("tag", name)

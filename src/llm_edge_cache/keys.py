@@ -10,6 +10,7 @@ from llm_edge_cache.model import CacheableRequest
 __all__ = ["generate_cache_key", "generate_short_key", "tier_key"]
 
 _SHORT: Final = 16  # digits
+_sha256: Final = hashlib.sha256
 
 
 def generate_cache_key(request: CacheableRequest) -> str:
@@ -26,9 +27,9 @@ def tier_key(request: CacheableRequest) -> bytes:
     """Return the key as both tiers know it: `generate_cache_key`'s digits, as bytes."""
     try:
         kept = request.__dict__
-        key: bytes | None = kept.get("_tier_key")
-        if key is None:
-            kept["_tier_key"] = key = hashlib.sha256(kept["_canonical"]).hexdigest().encode()
+        if "_tier_key" not in kept:
+            kept["_tier_key"] = _sha256(kept["_canonical"]).hexdigest().encode()
+        key: bytes = kept["_tier_key"]
     except (AttributeError, KeyError):
         raise TypeError(f"a key needs a CacheableRequest, not {type(request).__name__}") from None
     return key

@@ -50,6 +50,8 @@ class Served(msgspec.Struct, frozen=True):
     response: CachedResponse | None
     """None: a negative result."""
     source: Source
+    is_due: bool = False
+    """It is stale, and to be computed anew in the background."""
 
 
 class CacheHealthStatus(msgspec.Struct, frozen=True):

@@ -10,10 +10,13 @@ from collections.abc import Awaitable, Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from llm_edge_cache.core import Begun, Look
 from llm_edge_cache.effects import AsyncWorld, Steps, WaitForFlight, perform_async
-from llm_edge_cache.engine import DEFAULT_L1, Engine, FetchOptions
-from llm_edge_cache.invalidation import Invalidation
+from llm_edge_cache.engine import DEFAULT_L1, Engine, FetchOptions, seconds_to_wait
+from llm_edge_cache.errors import ComputeError
+from llm_edge_cache.invalidation import Invalidation, key_invalidation, tag_invalidation, tags_of
 from llm_edge_cache.keys import tier_key
 from llm_edge_cache.lookup import CacheHealthStatus, L1Hit, LookupResult, MetricsSnapshot, Served
 from llm_edge_cache.model import CacheableRequest, CachedResponse
@@ -71,6 +74,7 @@ class CacheManager:
     ) -> None:
         self._engine = Engine(l1, l2, slab)
         self._core = self._engine.core
+        self._look = self._core.look
         self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Loop] = weakref.WeakKeyDictionary()
 
     # ---- life ----
@@ -108,11 +112,17 @@ class CacheManager:
         Returns:
             L1Hit, L2Hit (its response is in L1 from now on), or Miss; each has ``is_hit`` and ``response``.
         """
-        found = self._engine.lookup(request)
-        if not isinstance(found, Look):
+        look = self._look
+        found = look(tier_key(request))
+        if isinstance(found, L1Hit):
             return found
-        result: LookupResult = await self.perform(self._core.lookup_l2(found))
-        return result
+        missed = self._engine.missed(request, found)
+        if not isinstance(missed, Look):
+            return missed
+        if not self._engine.is_open:
+            await self.open()
+        world = AsyncWorld(self._state().redis, self._wait, None, self._engine.end_of_operation())
+        return await perform_async(self._core.lookup_l2(missed), world)
 
     async def store(
         self,
@@ -137,7 +147,7 @@ class CacheManager:
         Returns:
             Whether it is in L1 now.
         """
-        return self._engine.store(request, response, l1_ttl, l2_ttl, tuple(tags))
+        return self._engine.store(request, response, l1_ttl, l2_ttl, tags_of(tags))
 
     async def store_with_ttl(self, request: CacheableRequest, response: CachedResponse, ttl: float) -> bool:
         """Store a response for so many seconds in both tiers."""
@@ -180,34 +190,33 @@ class CacheManager:
 
         Raises:
             TimeoutError: The time is up.
-            ComputeError: Another process's computation failed.
-            Whatever `compute` raised, to every caller of this process that waited for it; nothing is stored then.
+            ComputeError: The computation failed in another process or on another event loop, or was cancelled.
+            Whatever `compute` raised, to every caller of this event loop that waited for it; nothing is stored then.
         """
         key = tier_key(request)
-        found = self._core.look(key)
-        if type(found) is L1Hit:
+        found = self._look(key)
+        if isinstance(found, L1Hit):
             return found.response
         if not isinstance(found, Look):
             return None
         options = FetchOptions(
             l1_ttl=l1_ttl,
             l2_ttl=l2_ttl,
-            tags=tuple(tags),
+            tags=tags_of(tags),
             stale_while_revalidate=stale_while_revalidate,
             stale_if_error=stale_if_error,
             ttl_jitter=ttl_jitter,
             negative_ttl=negative_ttl,
         )
-        return (await self._fetch(found, compute, options, timeout)).response
+        return (await self._fetch(found, compute, options, seconds_to_wait(timeout))).response
 
     async def invalidate(self, request: CacheableRequest) -> None:
         """Make a request's response void: on this host when this returns, on the others within moments."""
-        request.__dict__.pop("_begun", None)
-        await self._invalidate(Invalidation("key", tier_key(request).decode()))
+        await self._invalidate(key_invalidation(request))
 
     async def invalidate_tag(self, tag: str) -> None:
         """Make every response that was stored under a tag void."""
-        await self._invalidate(Invalidation("tag", tag))
+        await self._invalidate(tag_invalidation(tag))
 
     async def clear_all(self) -> None:
         """Make everything void, in Redis too; what costs the same however much that is."""
@@ -255,27 +264,38 @@ class CacheManager:
 
     async def _fetch(self, look: Look, compute: AsyncCompute, options: FetchOptions, timeout: float | None) -> Served:
         stale = self._engine.stale_while_revalidating(look, options)
-        flight = self._share(look, compute, options, count=stale is None)
         if stale is not None:
+            self._begin_revalidation(look, compute, options)
             return stale
-        try:
-            return await asyncio.wait_for(asyncio.shield(flight.task), timeout)
-        except asyncio.TimeoutError:
-            if flight.task.done() and not flight.task.cancelled():
-                return flight.task.result()  # it was the computation's own
-            raise TimeoutError(f"no response within {timeout} s") from None
+        flight = self._share(look, compute, options)
+        # Neither a caller that is cancelled nor one whose time is up takes the task with it.
+        await asyncio.wait((flight.task,), timeout=timeout)
+        if not flight.task.done():
+            raise TimeoutError(f"no response within {timeout} s")
+        if flight.task.cancelled():
+            # Not CancelledError: nobody has cancelled this caller, and it would seem so to a task group around it.
+            raise ComputeError("the computation was cancelled: by itself, or because the cache was closed")
+        served = flight.task.result()
+        if served.is_due:
+            self._begin_revalidation(look, compute, options)
+        return served
 
-    def _share(self, look: Look, compute: AsyncCompute, options: FetchOptions, *, count: bool) -> _LocalFlight:
+    def _begin_revalidation(self, look: Look, compute: AsyncCompute, options: FetchOptions) -> None:
+        self._share(look, compute, msgspec.structs.replace(options, revalidates=True))
+
+    def _share(self, look: Look, compute: AsyncCompute, options: FetchOptions) -> _LocalFlight:
         """Return this loop's flight of the key, started if there is none that may still be joined."""
         state = self._state()
         flight = state.flights.get(look.key)
         # 1 A computes K  2 invalidate(K) returns  3 B asks for K: what A computes is too old for B.
         if flight is not None and not self._core.has_overtaken(flight.begun, look.key, flight.tags):
-            if count:
+            if not options.revalidates:
                 self._engine.slab._count(Counter.COALESCED)
             return flight
-        steps = self._engine.fetch(look.key, options)
-        task = asyncio.get_running_loop().create_task(self.perform(steps, compute))
+        loop = asyncio.get_running_loop()
+        # A loop that is not run, between two run_until_complete() or for ever, must not hold up other processes.
+        steps = self._engine.fetch(look.key, options, is_driven=loop.is_running)
+        task = loop.create_task(self.perform(steps, compute))
         flight = _LocalFlight(task, look.begun, options.tags)
         state.flights[look.key] = flight
         state.tasks.add(task)

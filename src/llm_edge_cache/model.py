@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from llm_edge_cache.canonical import encode_request
+from llm_edge_cache.canonical import encode_fields
 
 __all__ = ["CacheableRequest", "CachedResponse", "TokenUsage"]
 
@@ -55,21 +55,25 @@ class CacheableRequest(_RequestSubject, frozen=True, eq=False, kw_only=True, dic
     def __post_init__(self) -> None:
         """Refuse what is no request, and encode what is one."""
         given: Any = self  # the annotations promise what is checked here
-        if type(given.model) is not str or not given.model:
-            _require_text("model", given.model)
-        if given.prompt is not None:
-            _require_text("prompt", given.prompt, may_be_empty=True)
-            if given.messages is not None:
+        model, prompt, messages, namespace = given.model, given.prompt, given.messages, given.namespace
+        temperature, max_tokens, parameters = given.temperature, given.max_tokens, given.parameters
+        if type(model) is not str or not model:
+            _require_text("model", model)
+        if prompt is not None:
+            _require_text("prompt", prompt, may_be_empty=True)
+            if messages is not None:
                 raise ValueError("give a prompt or messages, not both")
-        if given.temperature is not None and type(given.temperature) is not float:
-            _require_number("temperature", given.temperature)
-        if given.max_tokens is not None and type(given.max_tokens) is not int:
-            _require_integral("max_tokens", given.max_tokens)
-        if type(given.parameters) is not dict and not isinstance(given.parameters, dict):
-            raise TypeError(f"parameters must be a dict, not {type(given.parameters).__name__}")
-        if type(given.namespace) is not str:
-            _require_text("namespace", given.namespace, may_be_empty=True)
-        self.__dict__["_canonical"] = encode_request(given)
+        if temperature is not None and type(temperature) is not float:
+            _require_number("temperature", temperature)
+        if max_tokens is not None and type(max_tokens) is not int:
+            _require_integral("max_tokens", max_tokens)
+        if type(parameters) is not dict and not isinstance(parameters, dict):
+            raise TypeError(f"parameters must be a dict, not {type(parameters).__name__}")
+        if type(namespace) is not str:
+            _require_text("namespace", namespace, may_be_empty=True)
+        self.__dict__["_canonical"] = encode_fields(
+            namespace, model, prompt, messages, temperature, max_tokens, parameters
+        )
 
     @property
     def canonical(self) -> bytes:

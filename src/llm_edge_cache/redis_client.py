@@ -1,9 +1,12 @@
 """Redis as the cache uses it: every command bounded in time, every failure a RedisTrouble, in two faces.
 
 Connections are kept per server and reused last in, first out; one that failed, timed out or was abandoned in the middle
-is closed. Nothing is repeated, with one exception: a kept connection that turns out to be closed (the server was
-restarted) is replaced by a fresh one at once, within the same time. So a command may have been carried out although its
-answer got lost, and be carried out again: all commands of the cache can bear that.
+is closed. A failure closes the idle ones to that server as well: where a peer is gone without a word, each would cost a
+timeout of its own, long after the server is back.
+
+Nothing is repeated, with one exception: a kept connection that turns out to be closed (the server was restarted) is
+replaced by a fresh one at once, within the same time. So a command may have been carried out although its answer got
+lost, and be carried out again: all commands of the cache can bear that.
 """
 
 from __future__ import annotations
@@ -72,11 +75,12 @@ class _Idle(Generic[_AnyLink]):
     def put(self, link: _AnyLink, is_blocking: bool) -> None:
         self._links[link.node, is_blocking].append(link)
 
-    def drain(self) -> list[_AnyLink]:
-        """Take out all."""
+    def drain(self, node: Node | None = None, *, blocking_only: bool = False) -> list[_AnyLink]:
+        """Take out all, or all to one server."""
         drained: list[_AnyLink] = []
         for key in list(self._links):
-            drained += self._links.pop(key, [])
+            if (node is None or key[0] == node) and (key[1] or not blocking_only):
+                drained += self._links.pop(key, [])
         return drained
 
 
@@ -135,6 +139,10 @@ class _ClientBase(Generic[_AnyLink]):
         return RedisTrouble("connection", f"the client for {self.target.where} is closed")
 
 
+def _earlier(end: float, other: float | None) -> float:
+    return end if other is None or end < other else other
+
+
 def _is_worth_a_fresh_link(outcome: object) -> bool:
     # Not a timeout, and not a refusal (wrong password, still loading), which redis-py makes subclasses of this.
     return type(outcome) is exceptions.ConnectionError
@@ -145,7 +153,8 @@ class RedisClient(_ClientBase[Link]):
 
     Args:
         target: Which Redis. Nothing is connected before the first command.
-        operation_timeout: Seconds that one command may take in all, connecting included where that is needed.
+        operation_timeout: Seconds that one command may take in all, connecting included where that is needed. Only the
+            resolver of host names does not know of it: give an address where the name service may hang.
         connection_timeout: Seconds that `connect` may take.
         max_connections: How many commands may be under way at once; further ones wait, within their time.
 
@@ -166,13 +175,14 @@ class RedisClient(_ClientBase[Link]):
         for link in inherited.drain():
             link.disconnect()  # redis-py shuts down only what this process opened, and closes the rest
 
-    def run(self, command: Command, *, blocking: float = 0.0) -> Any:
+    def run(self, command: Command, *, blocking: float = 0.0, until: float | None = None) -> Any:
         """Carry out a command.
 
         Args:
             command: A Call, a Script or a Batch.
             blocking: Seconds for which the server was asked to wait (XREAD BLOCK). They are granted on top of the
                 operation timeout, on a connection apart from the others'.
+            until: Reading of `time.monotonic` at which it ends at the latest, where several share one time.
 
         Returns:
             The reply (bytes, int, None, or a list); for a Batch a list of them, a RedisTrouble in the place of one that
@@ -182,7 +192,8 @@ class RedisClient(_ClientBase[Link]):
             RedisTrouble: It was not answered, or with an error.
             TypeError: An argument is neither bytes, str nor int.
         """
-        return self._drive(self._route.perform(command), self._operation_timeout + blocking, blocking > 0)
+        end = time.monotonic() + self._operation_timeout + blocking
+        return self._drive(self._route.perform(command), _earlier(end, until), blocking > 0)
 
     def connect(self) -> None:
         """Find the server and have it answer a PING, within the connection timeout.
@@ -190,7 +201,12 @@ class RedisClient(_ClientBase[Link]):
         Raises:
             RedisTrouble: It did not.
         """
-        self._drive(self._route.greet(), self._connection_timeout, False)
+        self._drive(self._route.greet(), time.monotonic() + self._connection_timeout, False)
+
+    def close_blocking(self) -> None:
+        """Close the idle connections that were used for waiting; the next wait opens another."""
+        for link in self._idle.drain(blocking_only=True):
+            link.disconnect()
 
     def close(self) -> None:
         """Close every connection, one in use as soon as its command has ended. Further commands are refused."""
@@ -204,8 +220,7 @@ class RedisClient(_ClientBase[Link]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _drive(self, steps: Steps, timeout: float, is_blocking: bool) -> Any:
-        deadline = time.monotonic() + timeout
+    def _drive(self, steps: Steps, deadline: float, is_blocking: bool) -> Any:
         try:
             node, wires = next(steps)
             while True:
@@ -259,6 +274,8 @@ class RedisClient(_ClientBase[Link]):
             replies = link.exchange(packed, count, deadline)
         except Exception as error:
             link.disconnect()
+            for other in self._idle.drain(link.node):
+                other.disconnect()
             return error
         except BaseException:
             link.disconnect()
@@ -298,7 +315,7 @@ class AsyncRedisClient(_ClientBase[AsyncLink]):
         _inherited.append(self._idle)
         self._start()
 
-    async def run(self, command: Command, *, blocking: float = 0.0) -> Any:
+    async def run(self, command: Command, *, blocking: float = 0.0, until: float | None = None) -> Any:
         """As RedisClient.run.
 
         Raises:
@@ -306,7 +323,8 @@ class AsyncRedisClient(_ClientBase[AsyncLink]):
             RuntimeError: The client belongs to another event loop.
             TypeError: An argument is neither bytes, str nor int.
         """
-        return await self._drive(self._route.perform(command), self._operation_timeout + blocking, blocking > 0)
+        end = time.monotonic() + self._operation_timeout + blocking
+        return await self._drive(self._route.perform(command), _earlier(end, until), blocking > 0)
 
     async def connect(self) -> None:
         """As RedisClient.connect.
@@ -314,7 +332,7 @@ class AsyncRedisClient(_ClientBase[AsyncLink]):
         Raises:
             RedisTrouble: No server answered in time.
         """
-        await self._drive(self._route.greet(), self._connection_timeout, False)
+        await self._drive(self._route.greet(), time.monotonic() + self._connection_timeout, False)
 
     async def close(self) -> None:
         """As RedisClient.close."""
@@ -329,8 +347,8 @@ class AsyncRedisClient(_ClientBase[AsyncLink]):
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _drive(self, steps: Steps, timeout: float, is_blocking: bool) -> Any:
-        deadline = self._own_loop().time() + timeout
+    async def _drive(self, steps: Steps, until: float, is_blocking: bool) -> Any:
+        deadline = self._own_loop().time() + until - time.monotonic()  # some loops have a clock of their own
         try:
             node, wires = next(steps)
             while True:
@@ -360,8 +378,12 @@ class AsyncRedisClient(_ClientBase[AsyncLink]):
                 async with self._permits:
                     return await self._converse(node, packed, len(wires), False)
         except asyncio.TimeoutError:
-            pass
+            await self._drop_idle(node)
         raise link_trouble(TimeoutError(), str(node))
+
+    async def _drop_idle(self, node: Node) -> None:
+        for link in self._idle.drain(node):
+            await link.drop()
 
     async def _converse(self, node: Node, packed: Sequence[bytes], count: int, is_blocking: bool) -> list[Any]:
         if self._is_closed:
@@ -388,6 +410,7 @@ class AsyncRedisClient(_ClientBase[AsyncLink]):
             replies = await link.exchange(packed, count)
         except Exception as error:
             await link.drop()
+            await self._drop_idle(link.node)
             return error
         except BaseException:
             await link.drop()

@@ -5,8 +5,10 @@ A decision of the cache yields these records; a client (`redis_client`) carries 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
+from collections.abc import Iterator
 from typing import Final, Literal, TypeAlias
 
 import msgspec
@@ -14,7 +16,18 @@ from redis import exceptions
 
 from llm_edge_cache.errors import CacheError
 
-__all__ = ["Batch", "Call", "Command", "LuaScript", "Reason", "RedisTrouble", "Script", "link_trouble", "reply_trouble"]
+__all__ = [
+    "Batch",
+    "Call",
+    "Command",
+    "LuaScript",
+    "Reason",
+    "RedisTrouble",
+    "Script",
+    "link_trouble",
+    "reply_trouble",
+    "sound_answer",
+]
 
 Argument: TypeAlias = bytes | str | int
 Reason = Literal["timeout", "connection", "auth", "oom", "readonly", "loading", "cluster", "response"]
@@ -26,6 +39,11 @@ class Call(msgspec.Struct, frozen=True):
     """One command; its answer is Redis's, as bytes, int, None or a list of these."""
 
     args: tuple[Argument, ...]
+    shard: int = 0
+    """For a command without a key: which of the servers that hold a part each; None answers where there is none."""
+
+    def __repr__(self) -> str:
+        return f"<Call {self.args[0]!r}, {len(self.args)} arguments>"  # they may be somebody's answer
 
 
 class LuaScript:
@@ -45,9 +63,12 @@ class Script(msgspec.Struct, frozen=True):
     key: bytes
     args: tuple[Argument, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"<Script {self.source.sha[:8]}, {len(self.args)} arguments>"
+
 
 class Batch(msgspec.Struct, frozen=True):
-    """Commands that do not depend on each other: one round trip on a single server, one by one on a Cluster.
+    """Commands that do not depend on each other: one round trip to each server that holds one of their keys.
 
     No transaction. A script that the server has not seen is run after the others, in a second round trip.
     """
@@ -66,14 +87,26 @@ class RedisTrouble(CacheError):  # noqa: N818 - a state of the world more than a
     a slot could not be traced), "oom" (its memory is full), "readonly" (a replica), "response" (any other error).
     """
 
-    def __init__(self, reason: Reason, message: str) -> None:
+    def __init__(self, reason: Reason, message: str, code: str = "") -> None:
         super().__init__(message)
         self.reason: Final = reason
+        self.code: Final = code
+        """The first word of the error that Redis answered with; empty when it answered none."""
 
     @property
     def is_outage(self) -> bool:
         """The server cannot serve; otherwise it answers, and only this command failed."""
-        return self.reason in _OUTAGES
+        return self.reason in _OUTAGES and not self.is_denied
+
+    @property
+    def is_denied(self) -> bool:
+        """The user may not use this command or this key; others may well work."""
+        return self.code == "NOPERM"
+
+    @property
+    def is_wrong_type(self) -> bool:
+        """Under the key lies what cannot be ours: a list, a hash ..."""
+        return self.code == "WRONGTYPE"
 
 
 _MEANING: Final[dict[Reason, str]] = {
@@ -92,6 +125,7 @@ _BY_CODE: Final[dict[str, Reason]] = {
     "NOPERM": "auth",
     "OOM": "oom",
     "READONLY": "readonly",
+    "UNBLOCKED": "readonly",  # it became a replica while XREAD waited
     "LOADING": "loading",
     "BUSY": "loading",
     "MASTERDOWN": "loading",
@@ -129,7 +163,7 @@ def reply_trouble(error: BaseException, where: str) -> RedisTrouble:
     """
     code = _BY_CLASS.get(type(error)) or _code_in(str(error))
     reason = _BY_CODE.get(code, "response")
-    return RedisTrouble(reason, f"Redis at {where}: {_MEANING[reason]} ({code})")
+    return RedisTrouble(reason, f"Redis at {where}: {_MEANING[reason]} ({code})", code)
 
 
 def _code_in(text: str) -> str:
@@ -151,3 +185,12 @@ def link_trouble(error: BaseException, where: str) -> RedisTrouble:
     # The text of a broken protocol's error quotes what was received: it may be somebody's value.
     detail = str(error) if type(error) is exceptions.ConnectionError else type(error).__name__
     return RedisTrouble("connection", f"Redis at {where}: {_MEANING['connection']} ({detail})")
+
+
+@contextlib.contextmanager
+def sound_answer(who: str) -> Iterator[None]:
+    """What cannot be read within is an answer that no Redis gives: a RedisTrouble, which quotes nothing of it."""
+    try:
+        yield
+    except (AttributeError, IndexError, TypeError, ValueError):
+        raise RedisTrouble("response", f"{who}: an answer makes no sense") from None

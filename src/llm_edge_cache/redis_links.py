@@ -30,7 +30,7 @@ from llm_edge_cache.redis_target import RedisTarget, TlsOptions
 
 __all__ = ["AsyncLink", "Link", "LinkMaker"]
 
-# A socket's timeout is set anew, which is a system call, only when it is too short or too long by more than this part.
+# A socket's timeout is set anew, which is a system call, only when it is too short, or too long by more than this part.
 _SLACK: Final = 1 / 16
 
 
@@ -40,12 +40,13 @@ class _TimedSocket:
     def __init__(self, sock: socket.socket, link: Link) -> None:
         self._sock = sock
         self._link = link
-        self._timeout = 0.0
+        self._timeout = -1.0  # none was set by us yet
+        self._may_wait = True
 
     def _hurry(self) -> None:
-        left = self._link.time_left()
+        left = self._link.time_left() if self._may_wait else 0.0
         if not left <= self._timeout <= left * (1 + _SLACK):
-            self._timeout = left * (1 + _SLACK / 2)
+            self._timeout = left
             self._sock.settimeout(self._timeout)
 
     def recv_into(self, buffer: bytearray) -> int:
@@ -64,7 +65,8 @@ class _TimedSocket:
             sent += self._sock.send(memoryview(data)[sent:])
 
     def settimeout(self, timeout: float | None) -> None:
-        """The parser's wishes do not count, the deadline does."""
+        """Of a parser's wishes only 0 counts, which it uses between exchanges to look for what has arrived."""
+        self._may_wait = timeout != 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)
@@ -172,15 +174,26 @@ class AsyncLink(aio.AbstractConnection):
 
     async def is_sound(self) -> bool:
         """As Link.is_sound."""
+        # A reset leaves no end of file for redis-py to see, and on Python 3.13 writing after one is an AttributeError.
+        if self._writer is None or self._writer.is_closing():
+            return False
+        look = getattr(self, "can_read", None) or self.can_read_destructive  # its name before redis-py 8
         try:
-            return not await self.can_read()
+            return not await look()
         except exceptions.RedisError:
             return False
 
-    async def drop(self) -> None:
-        """Close at once. To close in good order could wait for a peer that is gone, with bytes that nobody takes."""
+    async def disconnect(self, *args: Any, **kwargs: Any) -> None:
+        """Close at once; redis-py calls this too, whenever something went wrong.
+
+        To close in good order would first send what is buffered, to a peer that may be gone and take nothing.
+        """
         if self._writer is not None:
             self._writer.transport.abort()
+        await super().disconnect(*args, **kwargs)
+
+    async def drop(self) -> None:
+        """Close without waiting for anything, also while being cancelled."""
         await self.disconnect(nowait=True)
 
 

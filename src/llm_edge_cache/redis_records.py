@@ -17,12 +17,15 @@ The lease is that of memcached: R. Nishtala et al., "Scaling Memcache at Faceboo
 
 from __future__ import annotations
 
+import re
 from typing import Final, NamedTuple
 
 from llm_edge_cache.redis_client import LuaScript
 
 __all__ = [
     "CLAIM",
+    "DISCARD",
+    "DISCARD_STREAM",
     "HEADER_BYTES",
     "NO_ID",
     "RAISE",
@@ -32,6 +35,7 @@ __all__ = [
     "WRITE",
     "Value",
     "pack_id",
+    "parse_id",
     "parse_value",
     "stream_id",
     "text_of_id",
@@ -40,15 +44,25 @@ __all__ = [
 HEADER_BYTES: Final = 17
 NO_ID: Final = b"0" * 16
 _SEQUENCE_BITS: Final = 16
+_PLACEHOLDER: Final = re.compile(rb"X[0-9a-f]{16}|L[0-9a-f]{48}[0-9]{13}")
+_ID: Final = re.compile(rb"[0-7][0-9a-f]{15}")
 
 
-def pack_id(stream: bytes) -> int:
+def pack_id(stream: object) -> int:
     """Return a stream id (b"1700000000000-5") as one integer of 64 bits that sorts alike.
 
     A sequence number beyond 65,535 within one millisecond counts as that: ids then tie, which voids too much.
+
+    Raises:
+        ValueError: it is none, or none that a server made by its clock.
     """
+    if not isinstance(stream, bytes):
+        raise ValueError(f"a stream id is bytes, not {type(stream).__name__}")
     milliseconds, _, sequence = stream.partition(b"-")
-    return int(milliseconds) << _SEQUENCE_BITS | min(int(sequence or b"0"), (1 << _SEQUENCE_BITS) - 1)
+    packed = int(milliseconds) << _SEQUENCE_BITS | min(int(sequence or b"0"), (1 << _SEQUENCE_BITS) - 1)
+    if not 0 < packed < 1 << 63:
+        raise ValueError("a stream id of no server's clock")
+    return packed
 
 
 def stream_id(packed: int) -> bytes:
@@ -59,6 +73,11 @@ def stream_id(packed: int) -> bytes:
 def text_of_id(packed: int) -> bytes:
     """Return the 16 digits that records hold; they compare as the integers do."""
     return b"%016x" % packed
+
+
+def parse_id(text: object) -> int | None:
+    """Return the id that `text_of_id` wrote down; None for anything else."""
+    return int(text, 16) if isinstance(text, bytes) and _ID.fullmatch(text) else None
 
 
 class Value(NamedTuple):
@@ -74,27 +93,33 @@ def parse_value(record: bytes | None) -> Value | None:
     """Return the value that a record holds; None for none, a tombstone or a lease.
 
     Raises:
+        TypeError: the record is not even bytes.
         ValueError: the record is none of ours.
     """
     if record is None:
         return None
-    kind = record[:1]
-    if kind == b"V":
+    if record[:1] == b"V":
         return Value(int(record[1:HEADER_BYTES], 16), record[HEADER_BYTES:])
-    if kind in (b"X", b"L"):
+    if _PLACEHOLDER.fullmatch(record):
         return None
     raise ValueError("a record of an unknown kind")
 
 
 # Shared by the scripts: the record's kind, floor and token, and whether its lease holds.
-# A key of another type (a stranger's list) counts as absent, and is replaced.
+# A key of another type (a stranger's list) counts as absent, and is replaced; so does a record without a floor. A lease
+# for much longer than any that is given out holds nobody up: a stranger wrote it, or the server's clock was set back.
 _HEAD: Final = """
 local head = redis.pcall('GETRANGE', KEYS[1], 0, 61)
-if type(head) ~= 'string' then redis.call('DEL', KEYS[1]); head = '' end
+local is_strange = type(head) ~= 'string'
+if is_strange then redis.call('DEL', KEYS[1]); head = '' end
 local kind, floor, token = string.sub(head, 1, 1), string.sub(head, 2, 17), string.sub(head, 18, 49)
-if (kind ~= 'V' and kind ~= 'X' and kind ~= 'L') or #floor ~= 16 then kind, floor = '', '0000000000000000' end
+if (kind ~= 'V' and kind ~= 'X' and kind ~= 'L') or #floor ~= 16 or string.find(floor, '[^0-9a-f]') or floor >= '8' then
+  is_strange = is_strange or head ~= ''
+  kind, floor = '', '0000000000000000'
+end
 local function now() local t = redis.call('TIME'); return t[1] * 1000 + math.floor(t[2] / 1000) end
-local function leased() return kind == 'L' and now() < (tonumber(string.sub(head, 50, 62)) or 0) end
+local function left() return (tonumber(string.sub(head, 50, 62)) or 0) - now() end
+local function leased() return kind == 'L' and left() > 0 and left() < 10000 end
 local function longest(ms) return math.max(tonumber(ms), redis.call('PTTL', KEYS[1])) end
 """
 
@@ -117,12 +142,13 @@ CLAIM: Final = LuaScript(
     _HEAD
     + """
 -- token, lease in milliseconds, header of a value known to be void or ''
--- -> a value's record; a negative number: leased to another, for so many milliseconds; 1: leased to the caller
+-- -> a value's record; a negative number: leased to another, for so many milliseconds; 1: leased to the caller;
+--    2: leased to the caller, and what a stranger had written is gone
 if kind == 'V' and string.sub(head, 1, 17) ~= ARGV[3] then return redis.call('GET', KEYS[1]) end
-if leased() and token ~= ARGV[1] then return -math.max(1, tonumber(string.sub(head, 50, 62)) - now()) end
+if leased() and token ~= ARGV[1] then return -math.max(1, left()) end
 local record = 'L' .. floor .. ARGV[1] .. string.format('%013.0f', now() + ARGV[2])
 redis.call('SET', KEYS[1], record, 'PX', kind == 'V' and ARGV[2] or longest(ARGV[2]))
-return 1
+return is_strange and 2 or 1
 """
 )
 
@@ -162,8 +188,24 @@ return 1
 RAISE: Final = LuaScript("""
 -- id, milliseconds to live or 0 (for ever) -> the id that stands now
 local id = redis.pcall('GET', KEYS[1])
-if type(id) ~= 'string' or #id ~= 16 or id < ARGV[1] then id = ARGV[1] end
+if type(id) ~= 'string' or #id ~= 16 or string.find(id, '[^0-9a-f]') or id >= '8' or id < ARGV[1] then id = ARGV[1] end
 if ARGV[2] == '0' then redis.call('SET', KEYS[1], id)
 else redis.call('SET', KEYS[1], id, 'PX', math.max(tonumber(ARGV[2]), redis.call('PTTL', KEYS[1]))) end
 return id
+""")
+
+DISCARD: Final = LuaScript(
+    _HEAD
+    + """
+-- first 17 bytes and length of what was found to be nobody's -> 1 deleted, 0 something else is there by now
+-- Not DEL: 1 P reads garbage  2 Q invalidates, sets a tombstone  3 P would delete the tombstone.
+if string.sub(head, 1, 17) ~= ARGV[1] or redis.call('STRLEN', KEYS[1]) ~= tonumber(ARGV[2]) then return 0 end
+return redis.call('DEL', KEYS[1])
+"""
+)
+
+DISCARD_STREAM: Final = LuaScript("""
+-- -> 1 deleted, 0 it is a stream by now
+if redis.call('TYPE', KEYS[1]).ok == 'stream' then return 0 end
+return redis.call('DEL', KEYS[1])
 """)

@@ -12,13 +12,22 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from redis import exceptions
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
-from llm_edge_cache.redis_commands import Argument, Batch, Call, Command, RedisTrouble, Script, reply_trouble
+from llm_edge_cache.redis_commands import (
+    Argument,
+    Batch,
+    Call,
+    Command,
+    RedisTrouble,
+    Script,
+    reply_trouble,
+    sound_answer,
+)
 from llm_edge_cache.redis_target import RedisTarget
 
 __all__ = ["Exchange", "Node", "Route", "Steps", "route_to"]
@@ -69,15 +78,6 @@ def _needs_text(command: Call | Script, reply: Any) -> bool:
     return isinstance(reply, exceptions.NoScriptError) and isinstance(command, Script)
 
 
-@contextlib.contextmanager
-def _sound_answer(node: Node) -> Iterator[None]:
-    """What cannot be read within is an answer that no Redis gives."""
-    try:
-        yield
-    except (AttributeError, IndexError, TypeError, ValueError):
-        raise RedisTrouble("response", f"Redis at {node}: an answer about the topology makes no sense") from None
-
-
 class Route:
     """To one server; the others are made from this one.
 
@@ -102,12 +102,18 @@ class Route:
         return self._single(Call(("PING",)))
 
     def _single(self, command: Call | Script) -> Steps:
+        if isinstance(command, Call) and command.shard > 0:
+            return (yield from self._ask_shard(command))
         node, (reply,) = yield from self._deliver([_short_form(command)])
         if _needs_text(command, reply):
             node, (reply,) = yield from self._deliver([_long_form(command)])  # type: ignore[arg-type]
         if isinstance(reply, Exception):
             raise reply_trouble(reply, str(node))
         return reply
+
+    def _ask_shard(self, _: Call) -> Steps:
+        """Steps that ask another server than the first; there is none."""
+        yield from ()
 
     def _batch(self, commands: tuple[Call | Script, ...]) -> Steps:
         if not commands:
@@ -178,7 +184,7 @@ class SentinelRoute(Route):
         (reply,) = yield sentinel, [("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._service)]
         if not isinstance(reply, list) or len(reply) != 2:
             return None
-        with _sound_answer(sentinel):
+        with sound_answer(f"Redis at {sentinel}"):
             master = Node(reply[0].decode(), int(reply[1]))
         # A Sentinel that was cut off names the former master.
         (role,) = yield master, [("ROLE",)]
@@ -205,29 +211,61 @@ class ClusterRoute(Route):
         """How many masters hold slots; 1 while none is known."""
         return len(set(filter(None, self._slots))) or 1
 
+    def _ask_shard(self, command: Call) -> Steps:
+        slots = self._slots or (yield from self._learn())
+        masters = list(dict.fromkeys(filter(None, slots)))  # in the order of their slots: the first one has slot 0
+        if command.shard >= len(masters):
+            return None
+        node = masters[command.shard]
+        (reply,) = yield from self._exchange(node, [command.args])
+        if isinstance(reply, Exception):
+            raise reply_trouble(reply, str(node))
+        return reply
+
     def _batch(self, commands: tuple[Call | Script, ...]) -> Steps:
-        answers: list[Any] = []
-        for command in commands:
+        """One round trip to each node; what was refused there (moved, or a script not seen yet) is repeated alone."""
+        slots = self._slots or (yield from self._learn())
+        places: dict[Node | None, list[int]] = {}
+        for at, command in enumerate(commands):
+            places.setdefault(slots[_slot_of(_short_form(command))], []).append(at)
+        answers: list[Any] = [None] * len(commands)
+        for node, ats in places.items():
             try:
-                answers.append((yield from self._single(command)))
-            except RedisTrouble as trouble:  # noqa: PERF203 - one failure is not the next one's
-                answers.append(trouble)
+                replies = yield from self._exchange(self._required(node), [_short_form(commands[at]) for at in ats])
+            except RedisTrouble as trouble:  # one node's failure is not the next one's
+                replies = [trouble] * len(ats)
+            for at, reply in zip(ats, replies, strict=True):
+                is_refused = isinstance(reply, Exception) and not isinstance(reply, RedisTrouble)
+                answers[at] = (yield from self._alone(commands[at])) if is_refused else reply
         return answers
+
+    def _alone(self, command: Call | Script) -> Steps:
+        try:
+            return (yield from self._single(command))
+        except RedisTrouble as trouble:
+            return trouble
+
+    def _required(self, node: Node | None) -> Node:
+        if node is None:
+            self._slots = []
+            raise RedisTrouble("cluster", "no node of the Cluster holds this slot")
+        return node
+
+    def _exchange(self, node: Node, wires: Sequence[Wire]) -> Generator[Exchange, list[Any], list[Any]]:
+        try:
+            return (yield node, wires)
+        except RedisTrouble:
+            self._distrust(node)
+            raise
 
     def _deliver(self, wires: Sequence[Wire]) -> Generator[Exchange, list[Any], tuple[Node, list[Any]]]:
         (wire,) = wires
         slot = _slot_of(wire)
         slots = self._slots or (yield from self._learn())
-        node, is_asking = slots[slot], False
-        if node is None:
-            self._slots = []
-            raise RedisTrouble("cluster", "no node of the Cluster holds this slot")
+        node, is_asking = self._required(slots[slot]), False
         for _ in range(_MOST_REDIRECTS):
-            try:
-                reply = (yield node, [("ASKING",), wire] if is_asking else [wire])[-1]
-            except RedisTrouble:
-                self._distrust(node)
-                raise
+            reply = (yield from self._exchange(node, [("ASKING",), wire] if is_asking else [wire]))[-1]
+            reply = _with_redirection(reply)
             if not isinstance(reply, exceptions.AskError):
                 break
             # A MovedError is an AskError: the slot is there for good, so the map is put right.
@@ -235,7 +273,7 @@ class ClusterRoute(Route):
             node = Node(reply.host or node.host, reply.port)
             if not is_asking:
                 slots[slot] = node
-        if isinstance(reply, exceptions.ClusterDownError):
+        if isinstance(reply, Exception) and reply_trouble(reply, "").reason == "cluster":
             self._slots = []
         return node, [reply]
 
@@ -255,7 +293,7 @@ class ClusterRoute(Route):
                 trouble = failed
             else:
                 if isinstance(reply, list):
-                    with _sound_answer(node):
+                    with sound_answer(f"Redis at {node}"):
                         return self._take_map(reply, node)
                 trouble = reply_trouble(reply, str(node))
             if self._known[0] is node:
@@ -276,20 +314,35 @@ class ClusterRoute(Route):
         return slots
 
 
-_KEYLESS: Final = frozenset({"PING", "SCAN", "INFO", "DBSIZE", "TIME", "ROLE", "CLUSTER", "SCRIPT", "CLIENT", "CONFIG"})
+def _with_redirection(reply: Any) -> Any:
+    """The same reply; MOVED and ASK as redis-py's exceptions for them, also from versions before 6, which made none."""
+    if type(reply) is exceptions.ResponseError:
+        code, _, rest = str(reply).partition(" ")
+        kind = {"MOVED": exceptions.MovedError, "ASK": exceptions.AskError}.get(code)
+        with contextlib.suppress(ValueError):
+            return kind(rest) if kind else reply
+    return reply
+
+
+_KEYLESS: Final = frozenset(
+    {b"PING", b"SCAN", b"INFO", b"DBSIZE", b"TIME", b"ROLE", b"CLUSTER", b"SCRIPT", b"CLIENT", b"CONFIG"}
+)
+
+
+def _bytes_of(argument: Argument) -> bytes:
+    return argument if isinstance(argument, bytes) else str(argument).encode()
 
 
 def _slot_of(wire: Wire) -> int:
     """The slot of a command's one key; commands without a key go to the node of slot 0."""
-    name = wire[0]
+    name = _bytes_of(wire[0]).upper()
     at = 1
     if name in _KEYLESS:
         return 0
-    if name in {"EVAL", "EVALSHA"}:
+    if name in {b"EVAL", b"EVALSHA"}:
         at = 3
-    elif name == "MEMORY":
+    elif name == b"MEMORY":
         at = 2
-    elif name in {"XREAD", "XREADGROUP"}:
-        at = wire.index("STREAMS") + 1
-    key = wire[at]
-    return int(key_slot(key if isinstance(key, bytes) else str(key).encode()))
+    elif name in {b"XREAD", b"XREADGROUP"}:
+        at = [_bytes_of(argument) for argument in wire].index(b"STREAMS") + 1
+    return int(key_slot(_bytes_of(wire[at])))

@@ -6,16 +6,27 @@ counted by its reason and told to the breaker.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import time
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from llm_edge_cache.breaker import Breaker
 from llm_edge_cache.codec import CodecError, Entry, EntryCodec
 from llm_edge_cache.effects import BlockingCall, Steps
 from llm_edge_cache.redis_client import Batch, Call, RedisTrouble, Script
-from llm_edge_cache.redis_records import CLAIM, HEADER_BYTES, RELEASE, RENEW, WRITE, parse_value, text_of_id
+from llm_edge_cache.redis_records import (
+    CLAIM,
+    DISCARD,
+    HEADER_BYTES,
+    RELEASE,
+    RENEW,
+    WRITE,
+    parse_id,
+    parse_value,
+    text_of_id,
+)
 from llm_edge_cache.regions import Counter, Histogram, Word
 from llm_edge_cache.settings import L2Config
 
@@ -28,6 +39,9 @@ _log = logging.getLogger("llm_edge_cache")
 
 LEASE_MS: Final = 2000
 """How long a host keeps the right to compute a value without renewing it."""
+
+_CLAIMS: Final = 3
+"""How often one claim asks Redis: again after a value that turned out to be void."""
 
 _ERRORS: Final = {
     "timeout": Counter.L2_ERROR_TIMEOUT,
@@ -56,6 +70,9 @@ class Found(NamedTuple):
     data: bytes
     header: bytes
     is_stale: bool
+
+    def __repr__(self) -> str:
+        return f"<Found {len(self.data)} bytes>"
 
 
 class Leased(NamedTuple):
@@ -107,6 +124,7 @@ class RedisTier:
         self.breaker: Final = Breaker(slab)
         self._slab = slab
         self._codec = codec
+        self._has_warned = False
 
     # ---- asking ----
 
@@ -131,7 +149,9 @@ class RedisTier:
         except RedisTrouble as trouble:
             self.note(trouble)
             raise
-        failed = [item for item in reply if isinstance(item, RedisTrouble)] if isinstance(command, Batch) else []
+        replies = reply if isinstance(command, Batch) else ()
+        # Each once: a connection that failed took several commands of a batch with it, and stands in all their places.
+        failed = dict.fromkeys(item for item in replies if isinstance(item, RedisTrouble))
         for item in failed:
             self.note(item)
         if not any(item.is_outage for item in failed):
@@ -139,8 +159,16 @@ class RedisTier:
         return reply
 
     def note(self, trouble: RedisTrouble) -> None:
-        """Count a failure, and tell the breaker if Redis could not serve."""
+        """Count a failure, and tell the breaker if Redis could not serve.
+
+        A key of a wrong type is no failure of Redis: whoever asked counts it as what a stranger wrote.
+        """
+        if trouble.is_wrong_type:
+            return
         self._slab._count(_ERRORS[trouble.reason])
+        if trouble.is_denied and not self._has_warned:
+            self._has_warned = True
+            _log.warning("the user lacks a right that the cache needs (see docs/failures.md): %s", trouble)
         _log.debug("Redis: %s", trouble)
         if trouble.is_outage:
             self.breaker.fail(time.monotonic_ns())
@@ -162,7 +190,7 @@ class RedisTier:
             return UNANSWERED
         start = time.monotonic_ns()
         try:
-            record = yield from self.ask(Call((b"GET", self.names.value(key))))
+            record = yield from self.get(self.names.value(key))
             found = yield from self._judge(key, record)
         except RedisTrouble:
             return UNANSWERED
@@ -184,37 +212,81 @@ class RedisTier:
             self._slab._count(Counter.L2_SKIPPED)
             return UNANSWERED
         try:
-            while True:
+            for _ in range(_CLAIMS):
                 reply = yield from self.ask(Script(CLAIM, self.names.value(key), (token, LEASE_MS, void)))
                 if isinstance(reply, int):
-                    return Leased(token) if reply == 1 else Busy(-reply / 1000)
+                    if reply == 2:
+                        self._slab._count(BAD["format"])
+                    return Leased(token) if reply > 0 else Busy(-reply / 1000)
                 found = yield from self._judge(key, reply)
                 if found is not None:
                     return found
-                void = reply[:HEADER_BYTES]
+                void = reply[:HEADER_BYTES] if isinstance(reply, bytes) else b""
         except RedisTrouble:
-            return UNANSWERED
+            pass
+        return UNANSWERED
+
+    def get(self, name: bytes) -> Steps[bytes | None]:
+        """Read a key; what is no string reads as an empty one, which is nobody's."""
+        try:
+            record: bytes | None = yield from self.ask(Call((b"GET", name)))
+        except RedisTrouble as trouble:
+            if trouble.is_wrong_type:
+                return b""
+            raise
+        return record
+
+    def discard(self, name: bytes, record: bytes, reason: str = "format") -> Steps[None]:
+        """Count what a stranger wrote under a name of ours, and delete it if it is still there."""
+        self._slab._count(BAD[reason])
+        with contextlib.suppress(RedisTrouble):
+            yield from self.ask(Script(DISCARD, name, (record[:HEADER_BYTES], len(record))))
 
     def _judge(self, key: bytes, record: bytes | None) -> Steps[Found | None]:
         """Return the value of a record if nothing that it depends on was invalidated since it began."""
         try:
             value = parse_value(record)
             entry = None if value is None else self._codec.decode(value.data)
-        except (ValueError, CodecError) as error:
+        except (TypeError, ValueError, CodecError) as error:
             reason = error.reason if isinstance(error, CodecError) else "format"
-            self._slab._count(BAD[reason])
-            yield from self.ask(Call((b"DEL", self.names.value(key))))
+            yield from self.discard(self.names.value(key), record if isinstance(record, bytes) else b"", reason)
             return None
         if record is None or value is None or entry is None or value.begin < self._slab._word(Word.CLEARED):
             return None
-        if entry.generations:
-            gets = tuple(Call((b"GET", self.names.tag(tag))) for tag in entry.generations)
-            ids = yield from self.ask(Batch(gets))
-            # A tag whose id is gone may have been invalidated: Redis evicts what it likes.
-            if not all(isinstance(found, bytes) and found <= text_of_id(value.begin) for found in ids):
-                return None
+        if entry.generations and not (yield from self._are_tags_valid(tuple(entry.generations), value.begin)):
+            return None
         is_stale = entry.expires_at is not None and entry.expires_at <= time.time()
         return Found(entry, value.data, record[:HEADER_BYTES], is_stale)
+
+    def _are_tags_valid(self, tags: tuple[str, ...], begin: int) -> Steps[bool]:
+        """Tell whether no tag was invalidated after `begin`. One whose id is gone may have been: Redis evicts."""
+        names = [self.names.tag(tag) for tag in tags]
+        texts = yield from self.ask(Batch(tuple(Call((b"GET", name)) for name in names)))
+        ids = [parse_id(text) for text in texts]
+        for name, text, found in zip(names, texts, ids, strict=True):
+            is_garbage = isinstance(text, bytes) or (isinstance(text, RedisTrouble) and text.is_wrong_type)
+            if found is None and is_garbage:
+                yield from self.discard(name, text if isinstance(text, bytes) else b"")
+        return all(found is not None and found <= begin for found in ids)
+
+    # ---- leases ----
+
+    def check_lease(self, key: bytes, lease: bytes) -> Steps[Literal["held", "gone", "taken"]]:
+        """Renew a lease that may have run out. Takes it for held where Redis cannot be asked: then none can be taken.
+
+        Returns:
+            Whether it is held; gone, with nothing in its place (Redis forgot it); or taken: by another host's lease,
+            its value, or a tombstone.
+        """
+        if not self.is_usable():
+            return "held"
+        try:
+            if (yield from self.ask(self.renew_command(key, lease))) == 1:
+                return "held"
+            kind = yield from self.ask(Call((b"GETRANGE", self.names.value(key), 0, 0)))
+        except RedisTrouble:
+            return "held"
+        return "taken" if kind else "gone"
 
     # ---- writing ----
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from llm_edge_cache.effects import Steps
 from llm_edge_cache.redis_client import Batch, Call
+from llm_edge_cache.redis_commands import sound_answer
 from llm_edge_cache.redis_records import HEADER_BYTES
 from llm_edge_cache.redis_tier import RedisTier
 from llm_edge_cache.regions import Word
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["INTERVAL_NS", "Size", "Sizer"]
 
 INTERVAL_NS: Final = 60_000_000_000
-_ROUNDS: Final = 32  # SCANs of one sample
+_ROUNDS: Final = 32  # SCANs of one server in a sample
 _COUNT: Final = 256  # places that a SCAN looks at
 _GLOB: Final = re.compile(rb"([*?\[\]\\])")
 _KEY_DIGITS: Final = b"[0-9a-f]" * 4 + b"*"  # of a cache key; no other name of ours begins with four of them
@@ -44,30 +45,39 @@ class Sizer:
         return now_ns - self._slab._word(Word.L2_SIZED_AT) >= INTERVAL_NS
 
     def sample(self, now_ns: int) -> Steps[Size]:
-        """Estimate the size and keep it: exact below some thousand keys in the database, else extrapolated.
+        """Estimate the size and keep it: exact below some thousand keys in a server, else extrapolated.
 
         Raises:
             RedisTrouble: Redis did not answer.
         """
         self._slab._word_set(Word.L2_SIZED_AT, now_ns)
+        entries = size = shard = 0
+        with sound_answer("Redis"):
+            while (part := (yield from self._sample_shard(shard))) is not None:
+                entries, size, shard = entries + part.entries, size + part.bytes, shard + 1
+        self._slab._word_set(Word.L2_ENTRIES, entries)
+        self._slab._word_set(Word.L2_BYTES, size)
+        return Size(entries, size)
+
+    def _sample_shard(self, shard: int) -> Steps[Size | None]:
+        """Estimate what one of the servers holds; None: there are not so many."""
+        total = yield from self._tier.ask(Call((b"DBSIZE",), shard))
+        if not isinstance(total, int):
+            return None
         pattern = _GLOB.sub(rb"\\\1", self._tier.names.prefix) + _KEY_DIGITS
-        total = yield from self._tier.ask(Call((b"DBSIZE",)))
         cursor: Any = b"0"
         names: set[bytes] = set()
         looked_at = 0
         for _ in range(_ROUNDS):
             scan = (b"SCAN", cursor, b"MATCH", pattern, b"COUNT", _COUNT)
-            cursor, found = yield from self._tier.ask(Call(scan))
+            cursor, found = yield from self._tier.ask(Call(scan, shard))
             names.update(found)
             looked_at += _COUNT
             if int(cursor) == 0:
                 break
         live, size = yield from self._weigh(sorted(names))
         share = 1.0 if int(cursor) == 0 else max(1.0, total / looked_at)
-        estimate = Size(round(live * share), round(size * share))
-        self._slab._word_set(Word.L2_ENTRIES, estimate.entries)
-        self._slab._word_set(Word.L2_BYTES, estimate.bytes)
-        return estimate
+        return Size(round(live * share), round(size * share))
 
     def _weigh(self, names: list[bytes]) -> Steps[Size]:
         """Count the values among records: no tombstones, leases, or what a clear_all made void."""

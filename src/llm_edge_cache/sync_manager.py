@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
+import msgspec
+
 from llm_edge_cache.core import Begun, Look
 from llm_edge_cache.effects import Steps, perform
-from llm_edge_cache.engine import DEFAULT_L1, Engine, FetchOptions
-from llm_edge_cache.invalidation import Invalidation
+from llm_edge_cache.engine import DEFAULT_L1, NEVER, Engine, FetchOptions, OutOfTimeError, seconds_to_wait
+from llm_edge_cache.invalidation import Invalidation, key_invalidation, tag_invalidation, tags_of
 from llm_edge_cache.keys import tier_key
 from llm_edge_cache.lookup import CacheHealthStatus, L1Hit, LookupResult, MetricsSnapshot, Served
 from llm_edge_cache.model import CacheableRequest, CachedResponse
@@ -37,13 +40,15 @@ class _LocalFlight:
         self.tags = tags
         self.is_done = threading.Event()
         self.served: Served | None = None
-        self.error: BaseException | None = None
+        self.error: Exception | None = None
 
-    def outcome(self) -> Served:
-        """Return what the leader got, or raise what it raised. Only once it is done."""
+    def outcome(self) -> Served | None:
+        """Return what the leader got, or raise what it raised. Only once it is done.
+
+        None: it gave up for itself alone. Its time was up, or its thread was interrupted.
+        """
         if self.error is not None:
             raise self.error
-        assert self.served is not None
         return self.served
 
 
@@ -73,6 +78,7 @@ class SyncCacheManager:
     ) -> None:
         self._engine = Engine(l1, l2, slab)
         self._core = self._engine.core
+        self._look = self._core.look
         self._start_over()
         self._engine.fork_hooks.append(self._start_over)
 
@@ -104,10 +110,15 @@ class SyncCacheManager:
 
     def lookup(self, request: CacheableRequest) -> LookupResult:
         """Look a request up in L1, then in L2; as CacheManager.lookup."""
-        found = self._engine.lookup(request)
-        if not isinstance(found, Look):
+        look = self._look
+        found = look(tier_key(request))
+        if isinstance(found, L1Hit):
             return found
-        return self._perform(self._core.lookup_l2(found))
+        missed = self._engine.missed(request, found)
+        if not isinstance(missed, Look):
+            return missed
+        self._open_once()
+        return perform(self._core.lookup_l2(missed), self._engine.world(until=self._engine.end_of_operation()))
 
     def store(
         self,
@@ -119,7 +130,7 @@ class SyncCacheManager:
         tags: Iterable[str] = (),
     ) -> bool:
         """Store a response: in L1 at once, in Redis without waiting for it; as CacheManager.store."""
-        return self._engine.store(request, response, l1_ttl, l2_ttl, tuple(tags))
+        return self._engine.store(request, response, l1_ttl, l2_ttl, tags_of(tags))
 
     def store_with_ttl(self, request: CacheableRequest, response: CachedResponse, ttl: float) -> bool:
         """Store a response for so many seconds in both tiers."""
@@ -142,33 +153,32 @@ class SyncCacheManager:
         """Return the cached response, or have it computed once; as CacheManager.get_or_compute.
 
         The computation runs in the thread of the caller that leads, which `timeout` does not interrupt; it bounds the
-        wait for another thread's. A revalidation runs in a thread of its own.
+        wait for that of another thread, process or host. A revalidation runs in a thread of its own.
         """
         key = tier_key(request)
-        found = self._core.look(key)
-        if type(found) is L1Hit:
+        found = self._look(key)
+        if isinstance(found, L1Hit):
             return found.response
         if not isinstance(found, Look):
             return None
         options = FetchOptions(
             l1_ttl=l1_ttl,
             l2_ttl=l2_ttl,
-            tags=tuple(tags),
+            tags=tags_of(tags),
             stale_while_revalidate=stale_while_revalidate,
             stale_if_error=stale_if_error,
             ttl_jitter=ttl_jitter,
             negative_ttl=negative_ttl,
         )
-        return self._fetch(found, compute, options, timeout).response
+        return self._fetch(found, compute, options, seconds_to_wait(timeout)).response
 
     def invalidate(self, request: CacheableRequest) -> None:
         """Make a request's response void: on this host when this returns, on the others within moments."""
-        request.__dict__.pop("_begun", None)
-        self._invalidate(Invalidation("key", tier_key(request).decode()))
+        self._invalidate(key_invalidation(request))
 
     def invalidate_tag(self, tag: str) -> None:
         """Make every response that was stored under a tag void."""
-        self._invalidate(Invalidation("tag", tag))
+        self._invalidate(tag_invalidation(tag))
 
     def clear_all(self) -> None:
         """Make everything void, in Redis too; what costs the same however much that is."""
@@ -216,20 +226,37 @@ class SyncCacheManager:
 
     def _fetch(self, look: Look, compute: Compute, options: FetchOptions, timeout: float | None) -> Served:
         stale = self._engine.stale_while_revalidating(look, options)
-        flight, leads = self._join(look, options)
         if stale is not None:
-            if leads:
-                lead = (flight, look.key, compute, options)
-                threading.Thread(
-                    target=self._revalidate, args=lead, name="llm-edge-cache-revalidate", daemon=True
-                ).start()
+            self._begin_revalidation(look, compute, options)
             return stale
+        until_ns = NEVER if timeout is None else time.monotonic_ns() + round(timeout * 1e9)
+        try:
+            while True:
+                served = self._lead_or_wait(look, compute, options, until_ns)
+                if served is not None:
+                    break
+        except OutOfTimeError:
+            raise TimeoutError(f"no response within {timeout} s") from None
+        if served.is_due:
+            self._begin_revalidation(look, compute, options)
+        return served
+
+    def _lead_or_wait(self, look: Look, compute: Compute, options: FetchOptions, until_ns: int) -> Served | None:
+        """Return the value; None where this process's leader gave up, and the next one has to lead."""
+        flight, leads = self._join(look, options)
         if leads:
-            return self._lead(flight, look.key, compute, options)
+            return self._lead(flight, look.key, compute, options, until_ns)
         self._engine.slab._count(Counter.COALESCED)
-        if not flight.is_done.wait(timeout):
-            raise TimeoutError(f"no response within {timeout} s")
+        seconds = None if until_ns == NEVER else (until_ns - time.monotonic_ns()) / 1e9
+        if not flight.is_done.wait(seconds):
+            raise OutOfTimeError
         return flight.outcome()
+
+    def _begin_revalidation(self, look: Look, compute: Compute, options: FetchOptions) -> None:
+        flight, leads = self._join(look, options)
+        if leads:
+            lead = (flight, look.key, compute, msgspec.structs.replace(options, revalidates=True))
+            threading.Thread(target=self._revalidate, args=lead, name="llm-edge-cache-revalidate", daemon=True).start()
 
     def _join(self, look: Look, options: FetchOptions) -> tuple[_LocalFlight, bool]:
         """Return this process's flight of the key, and whether this thread is to lead it."""
@@ -243,11 +270,15 @@ class SyncCacheManager:
             local.flights[look.key] = flight
             return flight, True
 
-    def _lead(self, flight: _LocalFlight, key: bytes, compute: Compute, options: FetchOptions) -> Served:
+    def _lead(
+        self, flight: _LocalFlight, key: bytes, compute: Compute, options: FetchOptions, until_ns: int = NEVER
+    ) -> Served:
         local = self._local
         try:
-            flight.served = self._perform(self._engine.fetch(key, options), compute)
-        except BaseException as error:
+            flight.served = self._perform(self._engine.fetch(key, options, until_ns=until_ns), compute)
+        except OutOfTimeError:  # as what is no Exception, a matter of this thread alone
+            raise
+        except Exception as error:
             flight.error = error
             raise
         finally:
@@ -264,7 +295,10 @@ class SyncCacheManager:
     def _invalidate(self, what: Invalidation) -> None:
         self._perform(self._engine.invalidator.invalidate(what))
 
-    def _perform(self, steps: Steps[_T], compute: Compute | None = None) -> _T:
+    def _open_once(self) -> None:
         if not self._engine.is_open:
             self._engine.open()
+
+    def _perform(self, steps: Steps[_T], compute: Compute | None = None) -> _T:
+        self._open_once()
         return perform(steps, self._engine.world(compute))

@@ -16,8 +16,8 @@ from llm_edge_cache.errors import SlabClosedError, SlabError
 from llm_edge_cache.flight import Flights, Running
 from llm_edge_cache.follower import Follower
 from llm_edge_cache.invalidation import Invalidator
-from llm_edge_cache.redis_client import Batch, RedisTrouble
-from llm_edge_cache.redis_tier import RedisTier
+from llm_edge_cache.redis_client import Batch, Call, RedisTrouble
+from llm_edge_cache.redis_tier import LEASE_MS, RedisTier
 from llm_edge_cache.regions import Word
 from llm_edge_cache.sizing import Sizer
 
@@ -104,9 +104,7 @@ class Upkeep:
     def _tick(self) -> None:
         """One round; the follower's wait for news is its pause."""
         now_ns = time.monotonic_ns()
-        if now_ns - self._renewed_ns >= _RENEWAL_NS:
-            self._renewed_ns = now_ns
-            self._renew()
+        self._renew_if_due()
         if self._tier is None or self._follower is None:
             self._stop.wait(_TICK_SECONDS)
         elif not self._tier.breaker.is_closed():
@@ -119,25 +117,41 @@ class Upkeep:
         """What a host does while Redis answers."""
         if self._slab._word(Word.UNDELIVERED):
             self._perform(self._invalidator.deliver())
-        if follower.elect(now_ns):
+        is_elected = follower.elect(now_ns)
+        if is_elected:
+            self._perform(follower.establish())
+        if self._slab._word(Word.CURSOR):  # whoever waits for that need not wait for news
+            self._established.set()
+        if is_elected:
             self._perform(follower.follow())
             if self._sizer is not None and self._sizer.is_due(now_ns):
                 self._perform(self._sizer.sample(now_ns))
         else:
+            if self._redis is not None:
+                self._redis.close_blocking()  # it may have been the reader before: a host keeps one such connection
             self._stop.wait(_TICK_SECONDS)
-        if self._slab._word(Word.CURSOR):
-            self._established.set()
 
-    def _renew(self) -> None:
-        leads = self._flights.renew()
+    def _renew_if_due(self) -> None:
+        now_ns = time.monotonic_ns()
+        if now_ns - self._renewed_ns >= _RENEWAL_NS:
+            self._renewed_ns = now_ns
+            self._renew(now_ns)
+
+    def _renew(self, now_ns: int) -> None:
+        held = [(lead, lead.lease) for lead in self._flights.renew()]
+        leases = [(lead, lease) for lead, lease in held if lease is not None]  # it may have been given up by now
         tier = self._tier
-        if not leads or tier is None or not tier.breaker.is_closed():
+        if not leases or tier is None or not tier.breaker.is_closed():
             return
-        commands = [tier.renew_command(lead.key, lead.lease) for lead in leads if lead.lease is not None]
+        commands = [tier.renew_command(lead.key, lease) for lead, lease in leases]
         try:
-            self._perform(tier.ask(Batch(tuple(commands))))
+            replies = perform(tier.ask(Batch(tuple(commands))), self._world())
         except RedisTrouble as trouble:
             _log.debug("leases not renewed: %s", trouble)
+            return
+        for (lead, _), reply in zip(leases, replies, strict=True):
+            if reply == 1:
+                lead.lease_until_ns = now_ns + LEASE_MS * 1_000_000
 
     def _probe(self, now_ns: int) -> None:
         assert self._tier is not None
@@ -146,10 +160,32 @@ class Upkeep:
             return
         try:
             self._redis.connect()
+            # Connecting has more time than a request: what can only do that much is not back. And a Cluster that is
+            # down answers PING.
+            self._redis.run(Call((b"GET", self._tier.names.cleared)))
         except RedisTrouble as trouble:
-            _log.debug("Redis is still away: %s", trouble)
-        else:
-            self._tier.breaker.succeed()
+            if trouble.is_outage:
+                _log.debug("Redis is still away: %s", trouble)
+                return
+        self._tier.breaker.succeed()
 
     def _perform(self, steps: Steps[object]) -> None:
-        perform(steps, World(self._redis, lambda flight: self._flights.wait(Running(*flight[:2]), flight.seconds)))
+        perform(self._renewing(steps), self._world())
+
+    def _renewing(self, steps: Steps[object]) -> Steps[object]:
+        """Renew what is due between any two of the steps: a thousand of a tenth of a second must cost no flight."""
+        try:
+            effect = next(steps)
+            while True:
+                self._renew_if_due()
+                try:
+                    outcome = yield effect
+                except RedisTrouble as trouble:
+                    effect = steps.throw(trouble)
+                else:
+                    effect = steps.send(outcome)
+        except StopIteration as stop:
+            return stop.value
+
+    def _world(self) -> World:
+        return World(self._redis, lambda flight: self._flights.wait(Running(*flight[:2]), flight.seconds))

@@ -16,6 +16,10 @@ import time
 from datetime import datetime, timezone
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))  # provenance.py is shared with the benchmarks
+
+from provenance import commit
+
 HERE = Path(__file__).resolve().parent
 #: Program, and the settings that make it leave nothing out.
 PROGRAMS: list[tuple[str, dict[str, str]]] = [
@@ -26,18 +30,6 @@ PROGRAMS: list[tuple[str, dict[str, str]]] = [
     ("weak/test_weakmem", {"WEAKMEM_RUNS": "300000", "WEAKMEM_SEED": "20"}),
     ("tsan/test_threads", {"THREADS_SECONDS": "30", "THREADS_SEED": "20"}),
 ]
-
-
-def commit() -> str:
-    """The commit under test, with "+" when the tree differs from it."""
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+", "--exclude", "*"],
-        cwd=HERE,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return described.stdout.strip() or "none"
 
 
 def run(program: Path, settings: dict[str, str]) -> dict[str, object]:

@@ -122,6 +122,16 @@ void world_enter_child(struct world *world)
     lec_reidentify(&world->handle, lec_process_identity(getpid()));
 }
 
+int sleeping_child(void)
+{
+    pid_t parent = getpid(), child = fork();
+    REQUIRE(child >= 0, "fork");
+    if (child != 0) return child;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    while (getppid() == parent) sleep(1);       /* it may have ended before prctl() */
+    _exit(0);
+}
+
 static void report_to_stderr(void *context, const char *message, uint64_t shard, uint64_t detail)
 {
     (void)context;

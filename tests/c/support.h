@@ -48,6 +48,8 @@ void world_save(struct world *world);
 void world_restore(struct world *world);
 /* After fork(), in the child. */
 void world_enter_child(struct world *world);
+/* A process that only exists, until it is killed or this one ends. Returns its pid. */
+int sleeping_child(void);
 /* Runs the kernel's own checker; every complaint goes to stderr. Returns how many there were. */
 uint64_t world_check(struct world *world);
 void world_totals(struct world *world, struct lec_totals *totals);

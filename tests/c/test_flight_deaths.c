@@ -68,14 +68,6 @@ static const struct lec_flight *record_before(uint32_t index)
 
 /* ---- the stage ---- */
 
-static pid_t sleeper(void)
-{
-    pid_t child = fork();
-    if (child != 0) return child;
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    for (;;) pause();
-}
-
 static struct lec_ticket ticket;            /* L's, of KEY_ID */
 static uint64_t tokens_before[4096];        /* of record i's leader: its fill token */
 static uint32_t ids[4096];                  /* and its key */
@@ -91,7 +83,7 @@ static void lead_for_leader(uint32_t id)
 
 static void leader_start(void)
 {
-    leader = sleeper();
+    leader = sleeping_child();
     memset(&leaders, 0, sizeof leaders);
     enum lec_status status = lec_attach(&leaders, world.base, world.bytes, test_boot_id, lec_process_identity(leader), false);
     REQUIRE(status == LEC_OK && leaders.identity != 0, "attach: %d", (int)status);
@@ -323,7 +315,7 @@ static void stop_leaders_everywhere(void)
 
 /* ---- on the way to sleep ---- */
 
-#define WAITER_POINTS 48u           /* some rounds of a wait */
+#define WAITER_POINTS 20u           /* two rounds of a wait */
 
 /* It would sleep on a word that nobody changes or wakes any more. */
 static void look_before_sleep(const void *word)

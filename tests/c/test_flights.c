@@ -6,7 +6,6 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -52,11 +51,7 @@ static uint64_t led, taken_over, joined, refused_fills;
 static void actor_start(struct actor *actor)
 {
     memset(actor, 0, sizeof *actor);
-    actor->pid = fork();
-    if (actor->pid == 0) {
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-        for (;;) pause();
-    }
+    actor->pid = sleeping_child();
     actor->is_alive = true;
     enum lec_status status = lec_attach(&actor->handle, world.base, world.bytes, test_boot_id, lec_process_identity(actor->pid), false);
     REQUIRE(status == LEC_OK && actor->handle.identity != 0, "attach: %d", (int)status);

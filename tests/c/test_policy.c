@@ -407,6 +407,29 @@ static void rebuilding_a_sound_shard_changes_nothing(void)
     destroy(harness);
 }
 
+/* As a death between two stores leaves it. */
+static void rebuilding_keeps_the_order_on_both_sides_of_a_broken_link(void)
+{
+    struct harness *harness = create(MAX_ENTRIES);
+    struct lec_node *nodes = harness->view.nodes;
+    uint32_t order[MAX_ENTRIES], count = 0;
+    for (uint32_t i = 0; i < 20000; i++)
+        step(harness);
+    for (uint32_t id = harness->view.state->lists[2].head; id != LEC_NONE; id = nodes[id].next)
+        order[count++] = id;
+    uint32_t lost = count / 3u;         /* neither neighbour leads to it */
+    nodes[order[lost - 1u]].next = MAX_ENTRIES + 1u;
+    nodes[order[lost + 1u]].prev = MAX_ENTRIES + 1u;
+    lec_policy_rebuild(&harness->view, harness->live_bits, harness->scratch);
+    expect(lec_policy_check(&harness->view, NULL, NULL) == 0, "a shard rebuilt from a broken list is sound");
+    uint32_t moved = order[lost];
+    for (uint32_t at = lost; at + 1u < count; at++)
+        order[at] = order[at + 1u];
+    order[count - 1u] = moved;
+    expect(order_is_kept(harness, order, count, LEC_LIST_PROBATION), "only the unreachable entry has lost its place");
+    destroy(harness);
+}
+
 static void scribble(void *memory, size_t size, uint32_t bytes)
 {
     for (uint32_t i = 0; i < bytes; i++)
@@ -531,6 +554,7 @@ int main(int argc, char **argv)
     the_window_grows_for_recency();
     frequent_keys_are_known();
     rebuilding_a_sound_shard_changes_nothing();
+    rebuilding_keeps_the_order_on_both_sides_of_a_broken_link();
     any_damage_is_survived_and_repaired();
     the_checker_complains();
     misuse_is_refused();

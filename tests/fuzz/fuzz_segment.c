@@ -5,7 +5,8 @@
  * beyond; libFuzzer's -timeout sees endless loops. Only the mutexes' own bytes are spared.
  *
  * Beyond "no crash, no hang": what get() copies never exceeds the largest value; one lec_check() repairs whatever it
- * finds in the shards, so that a second one finds them sound; and then a value set is the value got.
+ * finds in the shards, so that a second one finds them sound; and then a value set is the value got, and a flight that is
+ * led goes on until its end and no longer.
  */
 #include <stdint.h>
 #include <stdio.h>
@@ -266,9 +267,28 @@ static void read_regions(struct input *input)
     (void)lec_observe(&world.handle, (uint32_t)index % 8, index);
     lec_counter_sums(&world.handle, counters);
     lec_histogram_sums(&world.handle, histograms);
-    if (lec_word(&world.handle, (uint32_t)index)) atomic_fetch_add(lec_word(&world.handle, (uint32_t)index), 1);
+    if (lec_word(&world.handle, (uint32_t)index % 80)) atomic_fetch_add(lec_word(&world.handle, (uint32_t)index % 80), index);
     atomic_fetch_add(lec_tag(&world.handle, index), 1);
     if (lec_flight_at(&world.handle, (uint32_t)index)) atomic_store(&lec_flight_at(&world.handle, (uint32_t)index)->owner, index);
+}
+
+/* One call of a leader or a waiter, with the ticket of a join or one from nowhere. */
+static void fly(struct input *input, const uint8_t *key, uint32_t key_bytes)
+{
+    uint64_t how = take(input, 1), number = take(input, 2);
+    struct lec_ticket ticket = {number, (uint32_t)take(input, 2)};
+    enum lec_role role = LEC_FLIGHT_NONE;
+    if (how & 1) (void)lec_flight_join(&world.handle, key, key_bytes, number << 16, world.now, 1000000000, &role, &ticket);
+    expect(role == LEC_FLIGHT_NONE || (ticket.index < world.handle.geometry.flight_count && ticket.token != 0));
+    switch (how >> 1 & 7) {
+    case 0: (void)lec_flight_renew(&world.handle, ticket, number << 24, world.now, 1000000000); break;
+    case 1: (void)lec_flight_advance(&world.handle, ticket, number, world.now, 1000000000); break;
+    case 2: (void)lec_flight_end(&world.handle, ticket, world.now, 1000000000); break;
+    case 3: expect(lec_flight_state(&world.handle, ticket, world.now) >= LEC_FLIGHT_OVER); break;
+    case 4: expect(lec_flight_wait(&world.handle, ticket, (int64_t)(number & 7), world.now, 1000) >= LEC_FLIGHT_OVER); break;
+    case 5: (void)lec_bell_wait(&world.handle, number, 1000); break;
+    default: break;
+    }
 }
 
 static void call(struct input *input, uint64_t what)
@@ -293,13 +313,28 @@ static void call(struct input *input, uint64_t what)
     case 11: scan_all(input); break;
     case 12: check(); break;
     case 13: attach(); break;
-    case 14: read_regions(input); lec_reap(&world.handle, world.now, 1000000000); break;
+    case 14: read_regions(input); fly(input, key, key_bytes); lec_reap(&world.handle, world.now, 1000000000); break;
     default: if (id % 4 == 0) (void)lec_clear(&world.handle, world.now, 1000000000); else world.now += take(input, 4); break;
     }
     free(copy.data);
 }
 
 /* ---- the property ---- */
+
+static void expect_flyable(void)
+{
+    uint8_t key[256];
+    struct lec_ticket ticket;
+    enum lec_role role;
+    uint32_t key_bytes = make_key(key, 3);
+    if (lec_flight_join(&world.handle, key, key_bytes, 1000000000, world.now, 1000000000, &role, &ticket) != LEC_OK) return;
+    if (role != LEC_FLIGHT_LED && role != LEC_FLIGHT_TAKEN_OVER) return;
+    expect(lec_flight_state(&world.handle, ticket, world.now) == 0);
+    expect(lec_flight_advance(&world.handle, ticket, 7, world.now, 1000000000) == LEC_OK);
+    expect(lec_flight_state(&world.handle, ticket, world.now) == 7);
+    expect(lec_flight_end(&world.handle, ticket, world.now, 1000000000) == LEC_OK);
+    expect(lec_flight_state(&world.handle, ticket, world.now) == LEC_FLIGHT_OVER);
+}
 
 static void expect_repairable(void)
 {
@@ -310,6 +345,7 @@ static void expect_repairable(void)
     check();
     if (complaints > 0) fprintf(stderr, "not repaired: %s\n", complaint);
     expect(complaints == 0);
+    expect_flyable();
     if (store(3, 50, LEC_SET, 0, 0) != LEC_OK) return;      /* retired, or all memory reserved */
     enum lec_status status = get(3, true, &copy, &read);
     expect(status == LEC_OK && copy.bytes == 50 && copy.data[0] == 4 && copy.data[49] == 4);

@@ -16,6 +16,10 @@ import time
 from datetime import datetime, timezone
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))  # provenance.py is shared with the benchmarks
+
+from provenance import commit
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 KERNEL = ROOT / "src" / "kernel"
@@ -49,18 +53,6 @@ def fuzz(program: Path, work: Path, arguments: argparse.Namespace) -> tuple[int,
     begun = time.monotonic()
     outcome = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
     return outcome.returncode, outcome.stdout.decode(errors="replace"), time.monotonic() - begun
-
-
-def commit() -> str:
-    """The commit under test, with "+" when the tree differs from it."""
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+", "--exclude", "*"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return described.stdout.strip() or "none"
 
 
 def number(pattern: str, text: str) -> int:

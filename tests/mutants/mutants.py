@@ -21,7 +21,10 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))  # provenance.py is shared with the benchmarks
+
 from catalogue import MUTANTS, Mutant
+from provenance import commit
 
 ROOT = Path(__file__).resolve().parents[2]
 #: A program that runs longer than this on a mutant hangs, which counts as found.
@@ -45,8 +48,8 @@ class Outcome:
 
 
 def copy_tree(source: Path, target: Path) -> Path:
-    """Copies what building the C programs needs."""
-    for part in ("src/kernel", "tests/c", "tests/fuzz"):
+    """Copies what building and running the C programs needs."""
+    for part in ("src/kernel", "tests/c", "tests/fuzz", "bench"):
         shutil.copytree(source / part, target / part)
     return target
 
@@ -149,17 +152,6 @@ def try_all(chosen: list[tuple[int, Mutant]], seed: int, prove: bool) -> list[Ou
     return outcomes
 
 
-def commit() -> str:
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+", "--exclude", "*"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return described.stdout.strip() or "none"
-
-
 def write_record(path: Path, outcomes: list[Outcome], seed: int, started: str) -> None:
     record = {
         "program": "tests/mutants/mutants.py",
@@ -177,7 +169,7 @@ def write_record(path: Path, outcomes: list[Outcome], seed: int, started: str) -
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="only mutants whose name or finder has this text")
+    parser.add_argument("--only", default="", help="only mutants whose name, file or finder has this text")
     parser.add_argument("--seed", type=int, default=1, help="of the fuzzer")
     parser.add_argument("--record", type=Path, help="write the outcomes here")
     parser.add_argument(
@@ -185,7 +177,7 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    chosen = [(n, m) for n, m in enumerate(MUTANTS, 1) if arguments.only in m.name or arguments.only in m.finder]
+    chosen = [(n, m) for n, m in enumerate(MUTANTS, 1) if arguments.only in f"{m.name} {m.file} {m.finder}"]
     outcomes = try_all(chosen, arguments.seed, not arguments.skip_unchanged)
     if arguments.record:
         write_record(arguments.record, outcomes, arguments.seed, started)

@@ -20,31 +20,29 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from llm_edge_cache import metrics
+from llm_edge_cache.errors import SettingsError
 from llm_edge_cache.gateway.answers import forwardable
 from llm_edge_cache.gateway.cached import CachedEndpoints
-from llm_edge_cache.gateway.config import GatewayConfig
+from llm_edge_cache.gateway.config import CONFIG_VARIABLE, DEFAULT_MEMORY, GatewayConfig
 from llm_edge_cache.gateway.exchange import read_exchange
 from llm_edge_cache.gateway.flights import AnswerFlights
 from llm_edge_cache.gateway.protocols import PROTOCOLS, BadRequestError, WireProtocol
 from llm_edge_cache.gateway.respond import Receive, Send, send_error, send_part, send_start, send_whole
 from llm_edge_cache.gateway.upstream import Call, Upstream, UpstreamFailureError
 from llm_edge_cache.manager import CacheManager
-from llm_edge_cache.settings import L1Config
+from llm_edge_cache.settings import L1Config, load_settings
 from llm_edge_cache.slab import SharedSlab
-from llm_edge_cache.slabconfig import MiB, SlabConfig
+from llm_edge_cache.slabconfig import SlabConfig
 
 if sys.version_info >= (3, 11):
     from asyncio import timeout
 else:
     from async_timeout import timeout  # aiohttp brings it where asyncio has none
 
-__all__ = ["CONFIG_VARIABLE", "Gateway", "from_environment"]
+__all__ = ["Gateway", "from_environment"]
 
 _log = logging.getLogger("llm_edge_cache")
 
-CONFIG_VARIABLE: Final = "LLM_EDGE_CACHE_GATEWAY"
-"""Holds the configuration as JSON, for the workers that a server starts."""
-_DEFAULT_MEMORY: Final = 256 * MiB
 _DRAIN_SECONDS: Final = 30.0
 _TEXT: Final = (b"content-type", b"text/plain; charset=utf-8")
 _JSON: Final = (b"content-type", b"application/json")
@@ -162,7 +160,7 @@ class Gateway:
 def _open_slab(name: str) -> SharedSlab:
     if SharedSlab.exists(name):
         return SharedSlab(name)
-    return SharedSlab(name, SlabConfig(memory_bytes=_DEFAULT_MEMORY, ttl=None))
+    return SharedSlab(name, SlabConfig(memory_bytes=DEFAULT_MEMORY, ttl=None))
 
 
 async def _read_body(receive: Receive, limit: int, patience: float) -> bytes | None:
@@ -212,5 +210,18 @@ async def _stream(receive: Receive) -> AsyncIterator[bytes]:
 
 
 def from_environment() -> Gateway:
-    """Return the application that `LLM_EDGE_CACHE_GATEWAY` describes; what a server's worker calls."""
-    return Gateway(msgspec.json.decode(os.environ[CONFIG_VARIABLE], type=GatewayConfig))
+    """Return the application that the environment describes; what a server's worker calls.
+
+    `llm-edge-cache serve` leaves its whole configuration there. Under a server of one's own the variables of
+    `load_settings` do: LLM_EDGE_CACHE_UPSTREAM, _NAME, _REDIS_URL and the others.
+
+    Raises:
+        SettingsError: no upstream is named, or a variable's value is not allowed.
+    """
+    described = os.environ.get(CONFIG_VARIABLE)
+    if described is not None:
+        return Gateway(msgspec.json.decode(described, type=GatewayConfig))
+    settings = load_settings()
+    if settings.upstream is None:
+        raise SettingsError("no upstream: set LLM_EDGE_CACHE_UPSTREAM to the provider's URL")
+    return Gateway(GatewayConfig(upstream=settings.upstream, name=settings.l1.name, l2=settings.l2))

@@ -105,7 +105,9 @@ class CachedEndpoints:
         """Send an answer under way. Returns False if it broke down before anything was sent, and may be tried again."""
         key, source = exchange.key, broadcast.source
         by = 0 if self._config.show_workers else None
-        if source in ("l1", "l2"):
+        if source == "stale":
+            headers = cache_headers(b"STALE", b"hit; detail=stale-if-error", key, age=broadcast.age, by=by)
+        elif source in ("l1", "l2"):
             headers = cache_headers(b"HIT", b"hit", key, tier=source.encode(), age=broadcast.age, by=by)
         elif is_own:
             headers = cache_headers(b"MISS", b"fwd=uri-miss", key, by=by)

@@ -11,7 +11,12 @@ from llm_edge_cache.errors import SettingsError
 from llm_edge_cache.settings import L1Config, L2Config
 from llm_edge_cache.slabconfig import MiB
 
-__all__ = ["GatewayConfig"]
+__all__ = ["CONFIG_VARIABLE", "DEFAULT_MEMORY", "GatewayConfig"]
+
+CONFIG_VARIABLE: Final = "_LLM_EDGE_CACHE_GATEWAY"
+"""Holds the configuration as JSON, for the workers that a server starts."""
+DEFAULT_MEMORY: Final = 256 * MiB
+"""Of a slab that a gateway has to make."""
 
 _SCHEMES: Final = ("http", "https")
 
@@ -39,7 +44,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     stale_if_error: float = 0.0
     """How long beyond its life an answer may stand in for a failing upstream. 0: not at all."""
     obey_controls: frozenset[str] = frozenset(
-        {"no-cache", "no-store", "max-age", "only-if-cached", "stale-if-error", "ttl", "namespace"}
+        {"off", "no-cache", "no-store", "max-age", "only-if-cached", "stale-if-error", "ttl", "namespace"}
     )
     """What callers may ask of the cache."""
     keep_cut_answers: bool = False

@@ -39,6 +39,8 @@ _log = logging.getLogger("llm_edge_cache")
 
 _WAIT_SECONDS: Final = 1.0
 _LOG_SECONDS: Final = 10.0  # how long followers have to read the last of a log
+_FAILING: Final = frozenset({429, 500, 502, 503, 504, 529})
+"""Statuses that a stale answer may stand in for; 529 is Anthropic's "overloaded"."""
 _ABORTED: Final = End("aborted", "the worker that asked for this answer is gone")
 
 
@@ -141,23 +143,41 @@ class AnswerFlights:
             return
         self._engine.upkeep.start()
         try:
-            if not await self._find(flight, broadcast):
-                await self._call(exchange, broadcast, flight, store=not exchange.controls.no_store)
+            is_found, stale = await self._find(flight, exchange, broadcast)
+            if not is_found:
+                await self._call(exchange, broadcast, flight, store=not exchange.controls.no_store, stale=stale)
         finally:
             self._engine.flights.end(flight)
 
-    async def _find(self, lead: Lead, broadcast: Broadcast) -> bool:
-        """Look again, now in both tiers; take the lease in Redis."""
+    async def _find(self, lead: Lead, exchange: Exchange, broadcast: Broadcast) -> tuple[bool, Entry | None]:
+        """Look again, now in both tiers; take the lease in Redis.
+
+        Returns:
+            Whether the answer was found, and else what may stand in for it if the upstream fails.
+        """
         entry, look = self._engine.core.peek(lead.key)
         if entry is not None:
             self._replay(entry, broadcast, "l1")
-            return True
-        found = await self._manager.perform(self._engine.claim(lead))
-        if isinstance(found, Found) and not found.is_stale:
-            self._engine.core.promote(look, found)
-            self._replay(found.entry, broadcast, "l2")
-            return True
-        return False
+            return True, None
+        found = await self._manager.perform(self._engine.claim(lead, self._options(exchange)))
+        stale = look.entry
+        if isinstance(found, Found):
+            if not found.is_stale:
+                self._engine.core.promote(look, found)
+                self._replay(found.entry, broadcast, "l2")
+                return True, None
+            stale = found.entry
+        return False, stale if self._may_stand_in(stale, exchange) else None
+
+    def _options(self, exchange: Exchange) -> FetchOptions:
+        ttl = min(exchange.controls.ttl or self._config.ttl, self._config.ttl_most)
+        return FetchOptions(l1_ttl=ttl, l2_ttl=ttl, stale_if_error=self._config.stale_if_error)
+
+    def _may_stand_in(self, stale: Entry | None, exchange: Exchange) -> bool:
+        """Tell whether operator and request allow this answer in place of an error (RFC 5861, section 4)."""
+        asked = exchange.controls.stale_if_error
+        seconds = self._config.stale_if_error if asked is None else min(asked, self._config.stale_if_error)
+        return stale is not None and stale.expires_at is not None and time.time() < stale.expires_at + seconds
 
     def _replay(self, entry: Entry, broadcast: Broadcast, source: Any) -> None:
         self._engine.core.count_saved(entry)
@@ -200,7 +220,9 @@ class AnswerFlights:
 
     # ---- asking the upstream ----
 
-    async def _call(self, exchange: Exchange, broadcast: Broadcast, lead: Lead, *, store: bool) -> None:
+    async def _call(
+        self, exchange: Exchange, broadcast: Broadcast, lead: Lead, *, store: bool, stale: Entry | None = None
+    ) -> None:
         begun = self._engine.core.begin(exchange.key)
         log = LogWriter(self._engine.slab, lead.record, lead.token)
         started = time.monotonic_ns()
@@ -209,23 +231,35 @@ class AnswerFlights:
         try:
             request = (exchange.path, exchange.query, exchange.headers, exchange.body)
             async with self._upstream.call("POST", *request) as call:
+                if stale is not None and call.status in _FAILING:
+                    raise UpstreamFailureError("status", call.status, f"the upstream answered {call.status}")
                 judged = await self._receive(exchange, call, broadcast, log)
             end = End()
             if store and judged.storable and broadcast.head is not None:
                 microseconds = (time.monotonic_ns() - started) // 1000
-                ttl = min(exchange.controls.ttl or self._config.ttl, self._config.ttl_most)
-                entry = entry_of(broadcast.head, broadcast.body, judged, microseconds, ttl)
-                options = FetchOptions(l1_ttl=ttl, l2_ttl=ttl, stale_if_error=self._config.stale_if_error)
-                is_kept = self._engine.keep(lead, begun, entry, options)
+                options = self._options(exchange)
+                entry = entry_of(broadcast.head, broadcast.body, judged, microseconds, options.l1_ttl or 0.0)
+                if await self._manager.perform(self._engine.has_kept_lease(lead)):
+                    is_kept = self._engine.keep(lead, begun, entry, options)
         except UpstreamFailureError as failure:
             self._engine.slab._count(Counter.COMPUTE_ERRORS)
             end = End(failure.kind, str(failure))
+            if stale is not None and broadcast.head is None:
+                end = self._stand_in(stale, broadcast, log)
         finally:
             if not is_kept:
                 self._engine.release(lead)
             log.end(end)
             asyncio.get_running_loop().call_later(_LOG_SECONDS, log.discard)
         broadcast.finish(end)
+
+    def _stand_in(self, stale: Entry, broadcast: Broadcast, log: LogWriter) -> End:
+        """Answer with what is stale, here and in the workers that follow."""
+        self._engine.slab._count(Counter.STALE_ERROR)
+        log.head(head_of(stale.response))
+        log.append(stale.response.raw)
+        self._replay(stale, broadcast, "stale")
+        return End()
 
     async def _receive(self, exchange: Exchange, call: Call, broadcast: Broadcast, log: LogWriter) -> Verdict:
         """Pass the answer on as it comes, and judge it."""

@@ -1,0 +1,113 @@
+"""`llm-edge-cache serve`: the gateway, as one command."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+import msgspec
+
+from llm_edge_cache.errors import SettingsError
+from llm_edge_cache.gateway.config import CONFIG_VARIABLE, DEFAULT_MEMORY, GatewayConfig
+from llm_edge_cache.settings import L2Config, load_settings
+from llm_edge_cache.slab import SharedSlab
+from llm_edge_cache.slabconfig import SlabConfig
+
+__all__ = ["add_parsers", "open_gateway_slab", "run_server"]
+
+_APPLICATION = "llm_edge_cache.gateway.app:from_environment"
+_EXTRA = "the gateway needs its extra: pip install 'llm-edge-cache[gateway]'"
+
+
+def add_parsers(commands: Any) -> None:
+    """Add this module's subcommands."""
+    parser = commands.add_parser(
+        "serve",
+        help="answer an LLM provider's API from the cache",
+        description="A caching gateway: point your client's base_url at it. Variables LLM_EDGE_CACHE_* give what no "
+        "option does (docs/settings.md).",
+    )
+    parser.add_argument("--upstream", metavar="URL", help="the provider, e.g. https://api.openai.com")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8080, help="port to listen on (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="worker processes")
+    parser.add_argument("--name", metavar="S", help="name of the slab in shared memory")
+    parser.add_argument("--memory", metavar="BYTES", type=int, help="size of the slab, if it has to be made")
+    parser.add_argument("--redis-url", metavar="URL", help="Redis shared with other hosts (a password is better given "
+                        "by LLM_EDGE_CACHE_REDIS_URL)")  # fmt: skip
+    parser.add_argument("--ttl", type=float, metavar="SECONDS", help="how long answers are kept")
+    parser.add_argument("--share-between-callers", action="store_true", help="callers with different credentials get "
+                        "one another's answers")  # fmt: skip
+    parser.add_argument("--stale-if-error", type=float, metavar="SECONDS", help="how long beyond its life an answer "
+                        "may stand in for a failing upstream")  # fmt: skip
+    parser.add_argument("--metrics-token", metavar="TOKEN", help="bearer token that /metrics wants")
+    parser.add_argument("--show-workers", action="store_true", help="tell in headers which worker answered")
+    parser.set_defaults(run=_serve)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    config = _config_of(options)
+    with open_gateway_slab(config.name, options.memory):
+        run_server(config, options.host, options.port, options.workers)
+    return 0
+
+
+def _config_of(options: argparse.Namespace) -> GatewayConfig:
+    settings = load_settings()
+    upstream = options.upstream or settings.upstream
+    if upstream is None:
+        raise SettingsError("no upstream: give --upstream URL or set LLM_EDGE_CACHE_UPSTREAM")
+    l2 = settings.l2
+    if options.redis_url is not None:
+        l2 = L2Config(options.redis_url)
+    given = {
+        field: getattr(options, field)
+        for field in ("ttl", "stale_if_error", "metrics_token")
+        if getattr(options, field) is not None
+    }
+    return GatewayConfig(
+        upstream=upstream,
+        name=options.name or settings.l1.name,
+        l2=l2,
+        share_between_callers=options.share_between_callers,
+        show_workers=options.show_workers,
+        **given,
+    )
+
+
+def open_gateway_slab(name: str, memory_bytes: int | None) -> SharedSlab:
+    """Open the slab that is live under the name, or make one. The master holds it open while its workers run.
+
+    Raises:
+        SlabError: it cannot be had, or another size is live.
+    """
+    if memory_bytes is None and SharedSlab.exists(name):
+        return SharedSlab(name)
+    return SharedSlab(name, SlabConfig(memory_bytes=memory_bytes or DEFAULT_MEMORY, ttl=None))
+
+
+def run_server(config: GatewayConfig, host: str, port: int, workers: int) -> None:
+    """Serve until the process is told to stop; requests under way are answered first.
+
+    Raises:
+        SettingsError: the extra is not installed.
+    """
+    try:
+        # Found missing here rather than in every worker.
+        import aiohttp  # noqa: F401, PLC0415
+        import uvicorn  # noqa: PLC0415
+    except ImportError as error:
+        raise SettingsError(f"{_EXTRA} ({error})") from None
+    os.environ[CONFIG_VARIABLE] = msgspec.json.encode(config).decode()
+    uvicorn.run(
+        _APPLICATION,
+        factory=True,
+        host=host,
+        port=port,
+        workers=workers,
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        date_header=False,
+    )
