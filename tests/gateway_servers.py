@@ -93,6 +93,8 @@ class Gateway:
 
     def worker_pids(self) -> list[int]:
         """The processes that serve: those that have the slab's segment mapped."""
+        if not is_running(self.server.pid):
+            return []
         master = psutil.Process(self.server.pid)  # which serves itself where there is one worker
         family = [master, *master.children(recursive=True)]
         return [one.pid for one in family if is_running(one.pid) and _maps_slab(one, self.name)]
