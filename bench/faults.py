@@ -5,7 +5,8 @@
 For each fault and both managers, some times over: a cache in health is struck; look-ups of absent keys are timed until
 the circuit breaker opens (the first calls), then while it is open; the fault is healed, and the clock runs until a
 look-up is answered by Redis again, which is asked every millisecond. Beside each block of look-ups as many are timed in
-a cache without Redis: the figure that is subtracted. The servers are real, the faults those of the tests.
+a cache without Redis: the figure that is subtracted. A plain sleep of the same length tells how late timers are on this
+machine. The fault ends at a random moment between two probes. The servers are real, the faults those of the tests.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import asyncio
 import itertools
 import math
 import os
+import random
 import statistics
 import sys
 import time
@@ -27,14 +29,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))  # the se
 from provenance import RESULTS, Bar, Provenance, at_least, at_most, write_results
 from redis_troubles import OUTAGES, REFUSALS, Trouble
 
-from llm_edge_cache import CacheableRequest, CachedResponse, CacheManager, L1Config, L2Config, SyncCacheManager
-from llm_edge_cache.breaker import OPEN_FROM
-from llm_edge_cache.engine import request_key
+from llm_edge_cache import (
+    CacheableRequest,
+    CachedResponse,
+    CacheManager,
+    L1Config,
+    L2Config,
+    SyncCacheManager,
+    generate_cache_key,
+)
+from llm_edge_cache.breaker import OPEN_FROM, PROBE_INTERVAL_NS
 from llm_edge_cache.regions import Counter, Word
 
 MiB = 1 << 20
 TIMEOUT_MS = 100.0  # L2Config's default operation timeout
 CALLS = 300  # of each trial while the breaker is open
+SLEEPS = 3  # of each trial, about as many as first calls
 REFUSED = 30  # of each trial where it stays closed
 GIVE_UP = 20.0  # seconds without service
 KNOWN = CacheableRequest("model", "known")
@@ -42,15 +52,20 @@ RESTARTS = ("killed", "stopped")  # the faults whose return to service is the fi
 DISTRIBUTIONS = ("redis", "hiredis")
 
 _numbers = itertools.count()
+_random = random.Random(0)
 
 
 class Samples:
-    """Durations of look-ups in ms, and of the same in a cache without Redis, by phase; seconds until service."""
+    """Durations of look-ups in ms, and of the same in a cache without Redis, by phase; seconds until service.
+
+    And by how many ms a sleep as long as the first calls ended late, which is the machine's doing.
+    """
 
     def __init__(self) -> None:
         self.first: list[float] = []
         self.later: list[float] = []
         self.alone: list[float] = []
+        self.late: list[float] = []
         self.back: list[float] = []
 
 
@@ -68,7 +83,7 @@ def _is_open(cache: Any) -> bool:
 
 
 def _forget(cache: Any) -> None:
-    cache.slab.delete(request_key(KNOWN))
+    cache.slab.delete(generate_cache_key(KNOWN).encode())
 
 
 # The two faces of one trial. What is timed is one call as a user makes it, on the event loop where there is one.
@@ -102,9 +117,14 @@ async def _trial(cache: Any, alone: Any, trouble: Trouble, is_outage: bool, samp
         return
     while not _is_open(cache):
         samples.first.append(await _timed(cache.lookup))
+    for _ in range(SLEEPS):
+        start = time.perf_counter()
+        time.sleep(TIMEOUT_MS / 1000)
+        samples.late.append((time.perf_counter() - start) * 1000 - TIMEOUT_MS)
     for _ in range(CALLS):
         samples.later.append(await _timed(cache.lookup))
         samples.alone.append(await _timed(alone.lookup))
+    await asyncio.sleep(_random.uniform(0, PROBE_INTERVAL_NS / 1e9))  # at any moment between two probes
     trouble.heal()
     start = time.monotonic()
     while True:
@@ -156,6 +176,7 @@ def measure(fault: str, kind: str, trials: int) -> dict[str, Any]:
     result |= _over("first", samples.first, alone) | _over("open", samples.later, alone)
     if samples.back:
         result |= {
+            "sleep_late_p99_ms": round(_quantile(samples.late, 0.99), 3),
             "back_median_s": round(statistics.median(samples.back), 3),
             "back_p99_s": round(_quantile(samples.back, 0.99), 3),
             "back_s": [round(second, 3) for second in samples.back],
@@ -190,17 +211,22 @@ def bars_of(rows: list[dict[str, Any]]) -> list[Bar]:
     return bars
 
 
+COLUMNS = {
+    "L1 p99": "alone_p99_ms",
+    "first": "first_median_ms",
+    "first +": "first_p99_over_ms",
+    "late": "sleep_late_p99_ms",
+    "open +": "open_p99_over_ms",
+    "back": "back_median_s",
+    "back p99": "back_p99_s",
+}
+
+
 def print_table(rows: list[dict[str, Any]]) -> None:
-    print(
-        f"{'fault':<22}{'manager':<10}{'L1 p99':>9}{'first':>9}{'first +':>10}{'open +':>9}{'back':>8}{'back p99':>10}"
-    )
+    print(f"{'':<22}{'':<10}" + "".join(f"{column:>10}" for column in COLUMNS))
     for row in rows:
-        cells = [row.get(name) for name in ("open_p99_over_ms", "back_median_s", "back_p99_s")]
-        later, back, worst = ("-" if cell is None else f"{cell:.3f}" for cell in cells)
-        print(
-            f"{row['fault']:<22}{row['kind']:<10}{row['alone_p99_ms']:>9.3f}{row['first_median_ms']:>9.3f}{row['first_p99_over_ms']:>10.3f}"
-            f"{later:>9}{back:>8}{worst:>10}"
-        )
+        cells = ["-" if row.get(name) is None else f"{row[name]:.3f}" for name in COLUMNS.values()]
+        print(f"{row['fault']:<22}{row['kind']:<10}" + "".join(f"{cell:>10}" for cell in cells))
 
 
 def main() -> int:
@@ -208,10 +234,15 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="one trial of two faults: shows that it runs")
     parser.add_argument("--trials", type=int, default=20, help="of a kill and of a stop; a quarter of the others")
     parser.add_argument("--json", type=Path, default=RESULTS / "faults.json", help="result file (default: %(default)s)")
+    parser.add_argument(
+        "--only", action="append", help="this fault alone; may be repeated", choices=[*OUTAGES, *REFUSALS]
+    )
+    parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    provenance = Provenance(None, DISTRIBUTIONS)
+    _random.seed(arguments.seed)
+    provenance = Provenance(arguments.seed, DISTRIBUTIONS)
     trials = 1 if arguments.quick else arguments.trials
-    faults = ("killed", "full") if arguments.quick else (*OUTAGES, *REFUSALS)
+    faults = arguments.only or (("killed", "full") if arguments.quick else (*OUTAGES, *REFUSALS))
     rows = [
         measure(fault, kind, trials if fault in RESTARTS else math.ceil(trials / 4))
         for fault in faults

@@ -25,7 +25,7 @@ from stand_in_upstream import StandInUpstream, load_recordings
 from worker_servers import Server, is_running, wait_until
 
 from llm_edge_cache import SharedSlab
-from llm_edge_cache.gateway.app import CONFIG_VARIABLE
+from llm_edge_cache.gateway.config import CONFIG_VARIABLE
 from llm_edge_cache.gateway.stand_in import recording_key
 from llm_edge_cache.gateway.stand_in_faults import Plan
 
@@ -93,13 +93,16 @@ class Gateway:
 
     def worker_pids(self) -> list[int]:
         """The processes that serve: those that have the slab's segment mapped."""
-        children = psutil.Process(self.server.pid).children(recursive=True)
-        return [child.pid for child in children if is_running(child.pid) and _maps_slab(child, self.name)]
+        master = psutil.Process(self.server.pid)  # which serves itself where there is one worker
+        family = [master, *master.children(recursive=True)]
+        return [one.pid for one in family if is_running(one.pid) and _maps_slab(one, self.name)]
 
-    def wait_ready(self) -> None:
+    def wait_ready(self, *, has_probe: bool = True) -> None:
         wait_until(lambda: len(self.worker_pids()) >= self.workers, f"{self.workers} workers\n{self.server.log}")
-        reply = asyncio.run(ask(self.port, CHAT, question(_PROBE), authorization=_PROBE))
-        assert reply.status == 200, reply
+        self.server.ask("/healthz")
+        if has_probe:
+            reply = asyncio.run(ask(self.port, CHAT, question(_PROBE), authorization=_PROBE))
+            assert reply.status == 200, reply
 
 
 def _maps_slab(process: psutil.Process, name: str) -> bool:
@@ -110,9 +113,24 @@ def _maps_slab(process: psutil.Process, name: str) -> bool:
 
 @contextmanager
 def run_gateway(
-    directory: Path, upstream: StandInUpstream, *, workers: int = 1, options: tuple[str, ...] = (), **config: Any
+    directory: Path,
+    upstream: StandInUpstream,
+    *,
+    workers: int = 1,
+    options: tuple[str, ...] = (),
+    has_probe: bool = True,
+    **config: Any,
 ) -> Iterator[Gateway]:
-    """Serve between enter and exit; nothing is left behind, and nothing unforeseen was logged."""
+    """Serve between enter and exit; nothing is left behind, and nothing unforeseen was logged.
+
+    Args:
+        directory: for the log.
+        upstream: the provider.
+        workers: how many.
+        options: uvicorn's.
+        has_probe: the provider answers questions; needed for `connections_by_worker`.
+        config: fields of `GatewayConfig`.
+    """
     name = f"test-{os.getpid()}-{secrets.token_hex(6)}"
     settings = {"upstream": upstream.url, "name": name, "show_workers": True, **config}
     log = Path(tempfile.mkstemp(suffix=".log", dir=directory)[1])
@@ -120,7 +138,7 @@ def run_gateway(
     server = Server(arguments, {CONFIG_VARIABLE: json.dumps(settings)}, log)
     try:
         running = Gateway(server, name, upstream, workers)
-        running.wait_ready()
+        running.wait_ready(has_probe=has_probe)
         yield running
     finally:
         server.end_all()

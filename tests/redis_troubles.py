@@ -56,7 +56,12 @@ def locked_out() -> Iterator[Trouble]:
             server.ask("CONFIG", "SET", "requirepass", "")
             server.password = None
 
-        yield Trouble(server.url, change_password, change_back, {Counter.L2_ERROR_AUTH})
+        yield Trouble(
+            server.url,
+            change_password,
+            change_back,
+            {Counter.L2_ERROR_AUTH, Counter.L2_ERROR_CONNECTION},  # of who was connected, and thrown out
+        )
 
 
 @contextlib.contextmanager

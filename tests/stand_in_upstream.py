@@ -144,6 +144,7 @@ class _Connection:
         self._reader = reader
         self._writer = writer
         self._is_chunked = False
+        self._is_head = False
         self._body: bytes | None = None  # what the application has not received yet
 
     async def serve(self) -> None:
@@ -160,6 +161,7 @@ class _Connection:
         first, *lines = head[:-4].split(b"\r\n")
         method, target, _ = first.split(b" ")
         path, _, query = target.partition(b"?")
+        self._is_head = method == b"HEAD"
         headers = [(name.lower(), value.strip()) for name, _, value in (line.partition(b":") for line in lines)]
         self._body = await self._read_body(dict(headers))
         scope = {
@@ -195,6 +197,8 @@ class _Connection:
             headers = [*message["headers"], *([(b"transfer-encoding", b"chunked")] if self._is_chunked else [])]
             lines = [b"HTTP/1.1 %d Stand-in" % message["status"], *(b"%s: %s" % header for header in headers)]
             self._writer.write(b"\r\n".join(lines) + b"\r\n\r\n")
+        elif self._is_head:
+            pass
         elif not self._is_chunked:
             self._writer.write(message["body"])
         elif message["body"]:

@@ -213,7 +213,7 @@ def test_jitter_takes_up_to_its_share_off_the_ttl(face: Face, old: Provider) -> 
 def ends_at(face: Face, name: str) -> float:
     data = face.manager.slab.get(tier_key(request(name)))
     assert data is not None
-    ends = EntryCodec().decode(data).expires_at
+    ends = EntryCodec().unpack(data).expires_at
     assert ends is not None
     return ends
 

@@ -62,6 +62,7 @@ ORDER = [
     "series",
     "metrics",
     "__init__",
+    "adapters",
     "gateway",
     "cli",
     "workers",

@@ -15,10 +15,9 @@ from fault_proxy import FaultProxy
 from manager_faces import KINDS, Face
 from redis_servers import RedisServer, wait_for
 
-from llm_edge_cache import CacheableRequest, CachedResponse
+from llm_edge_cache import CacheableRequest, CachedResponse, generate_cache_key
 from llm_edge_cache.core import Look
 from llm_edge_cache.deferred import Write
-from llm_edge_cache.engine import request_key
 from llm_edge_cache.errors import RedisConfigError
 from llm_edge_cache.redis_client import Batch, Call, LuaScript, RedisTrouble, Script
 from llm_edge_cache.redis_tier import Found
@@ -31,7 +30,7 @@ REQUEST = CacheableRequest("model", PROMPT, parameters={"user": PROMPT})
 CHAT = CacheableRequest("model", messages=[{"role": "user", "content": PROMPT}])
 RESPONSE = CachedResponse(ANSWER, "model", raw={"text": ANSWER}, metadata={"note": ANSWER})
 QUOTING = LuaScript("return redis.error_reply('ERR ' .. ARGV[1])")
-SECRETS = (PASSWORD, PROMPT, ANSWER, request_key(REQUEST).decode(), request_key(CHAT).decode())
+SECRETS = (PASSWORD, PROMPT, ANSWER, generate_cache_key(REQUEST), generate_cache_key(CHAT))
 
 
 class Witness(logging.Handler):
@@ -114,12 +113,13 @@ def use(face: Face, witness: Witness) -> None:
 
 def look_at_parts(face: Face, witness: Witness) -> None:
     engine = face.engine
-    look = engine.lookup(CacheableRequest("model", PROMPT + "?"))
+    request = CacheableRequest("model", PROMPT + "?")
+    look = engine.core.look(generate_cache_key(request).encode())
     assert isinstance(look, Look)
     assert engine.tier is not None
     parts: list[Any] = [face.cache, getattr(face.cache, "manager", None), look, engine._target, *vars(engine).values()]
     parts += [RESPONSE, Found(look.entry, ANSWER.encode(), b"", False)]  # type: ignore[arg-type]
-    write = Write(request_key(REQUEST), ANSWER.encode(), 1, 1, 1.0)
+    write = Write(generate_cache_key(REQUEST).encode(), ANSWER.encode(), 1, 1, 1.0)
     call = Call(("SET", "key", ANSWER))
     script = engine.tier.write_command(write.key, write.data, 1, 1.0)
     parts += [write, call, script, Batch((call, script))]

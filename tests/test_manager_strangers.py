@@ -9,8 +9,7 @@ import pytest
 from manager_faces import KINDS, Face, answer, ask, judge
 from redis_servers import RedisServer, wait_for
 
-from llm_edge_cache import CacheableRequest
-from llm_edge_cache.engine import request_key
+from llm_edge_cache import CacheableRequest, generate_cache_key
 from llm_edge_cache.invalidation import _JOURNAL
 from llm_edge_cache.regions import Counter, Word
 
@@ -165,7 +164,7 @@ def test_garbage_is_removed_only_while_it_is_there(face: Face, redis_server: Red
     """An invalidation between the reading of garbage and its removal stands."""
     assert face.engine.tier is not None
     assert face.engine.redis is not None
-    steps = face.engine.tier.read(request_key(REQUEST))
+    steps = face.engine.tier.read(generate_cache_key(REQUEST).encode())
     next(steps)
     removal = steps.send(b"garbage")
     face.invalidate(REQUEST)
@@ -288,7 +287,7 @@ def test_a_stream_that_lost_our_place_while_its_reader_lived_is_not_read_on(
     local = ask("in L1")
     own_face.store(local, answer(local))
     with redis_server.client() as client, client.pipeline() as pipeline:  # a transaction: the reader sees its end
-        pipeline.xadd(events, {"kind": "key", "name": request_key(local), "origin": "1"})
+        pipeline.xadd(events, {"kind": "key", "name": generate_cache_key(local).encode(), "origin": "1"})
         pipeline.delete(events)
         pipeline.xadd(events, {"kind": "hello"})
         pipeline.execute()

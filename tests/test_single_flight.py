@@ -297,6 +297,8 @@ def test_an_owner_that_was_stopped_answers_its_callers_and_stores_nothing(
     with crew(kind, 2, l1) as (owner, other):
         own = owner.call(shut, callers=3)
         shut.wait_called()
+        with SharedSlab.attach(l1.name) as slab:
+            wait_until(lambda: slab._counter_sums()[Counter.COALESCED] == 2, "the two others wait")
         owner.pause()
         others = Provider(tmp_path / "others")
         assert {outcome.content for outcome in collect([other.call(others, callers=3)])} == {f"answer of {other.pid}"}

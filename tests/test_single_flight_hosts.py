@@ -144,6 +144,7 @@ def test_an_owner_stopped_past_its_lease_answers_its_callers_and_stores_nothing_
     with two_hosts("asyncio", hosts, l2) as ((owner,), (there,)):
         own = owner.call(shut, callers=3)
         shut.wait_called()
+        wait_until(lambda: sums(hosts[0])[Counter.COALESCED] == 2, "the two others wait")
         owner.pause()
         others = there.call(Provider(tmp_path / "others"), callers=3)
         assert contents(others.result(LIVENESS)) == {f"answer of {there.pid}"}

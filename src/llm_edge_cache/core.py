@@ -35,7 +35,7 @@ _L1_MISSES: Final = int(Counter.L1_MISSES)
 _L1_TIMES: Final = int(Histogram.L1)
 _TIME_SAVED: Final = int(Counter.MICROSECONDS_SAVED)
 _PROMPT_SAVED: Final = int(Counter.PROMPT_TOKENS_SAVED)
-_COMPLETION_SAVED: Final = int(Counter.COMPLETION_TOKENS_SAVED)
+_ANSWER_SAVED: Final = int(Counter.COMPLETION_TOKENS_SAVED)
 _CONTACT: Final = int(Word.CONTACT)
 
 
@@ -105,22 +105,22 @@ class Core:
         get, read, record = self._get, self._read, self._record  # Python 3.11 is slow at calling an instance's values
         data = get(key)
         if data is None:
-            return self._missed(key, start, None)
+            return self._missed(key, data, start, None)
         try:
             entry = read(data)
         except UNREADABLE:  # compressed, or no entry
             other = self._unpacked(key, data)
             if other is None:
-                return self._missed(key, start, None)
+                return self._missed(key, data, start, None)
             entry = other
         expires_at = entry.expires_at
         if expires_at is not None and expires_at <= time.time():
-            return self._missed(key, start, entry)
+            return self._missed(key, data, start, entry)
         if entry.generations and self._is_overtaken(entry):
             self.slab._count(Counter.L1_EXPIRED_TAGS)
-            return self._missed(key, start, None)
+            return self._missed(key, data, start, None)
         if self._trusted_ns and self._needs_verifying(entry, start):
-            return self._missed(key, start, entry, is_unverified=True)
+            return self._missed(key, data, start, entry, is_unverified=True)
         if entry.is_negative:
             record(_L1_HITS, _L1_TIMES, start)
             return None
@@ -129,8 +129,7 @@ class Core:
         if tokens is None:
             record(_L1_HITS, _L1_TIMES, start, _TIME_SAVED, entry.microseconds)
         else:
-            prompt, completion = tokens.prompt_tokens, tokens.completion_tokens
-
+            prompt, answer = tokens.prompt_tokens, tokens.completion_tokens
             record(
                 _L1_HITS,
                 _L1_TIMES,
@@ -139,8 +138,8 @@ class Core:
                 entry.microseconds,
                 _PROMPT_SAVED,
                 prompt,
-                _COMPLETION_SAVED,
-                completion,
+                _ANSWER_SAVED,
+                answer,
             )
         return L1Hit(response)
 
@@ -150,12 +149,18 @@ class Core:
         count(_TIME_SAVED, entry.microseconds)
         if tokens is not None:
             count(_PROMPT_SAVED, tokens.prompt_tokens)
-            count(_COMPLETION_SAVED, tokens.completion_tokens)
+            count(_ANSWER_SAVED, tokens.completion_tokens)
 
-    def _missed(self, key: bytes, start: int, entry: Entry | None, *, is_unverified: bool = False) -> Look:
+    def _missed(
+        self, key: bytes, data: bytes | None, start: int, entry: Entry | None, *, is_unverified: bool = False
+    ) -> L1Hit | Look | None:
+        begun, token = self.begin(key), self.slab._token(key)
+        # The token cost a hit too much, so it comes late, and what was seen is looked at again: 1 R finds nothing
+        # 2 W stores  3 R takes the token  4 R reads what Redis had before, and its fill fits the token.
+        if key in self.slab if data is None else self._get(key) != data:
+            return self.look(key)
         self._record(_L1_MISSES, _L1_TIMES, start)
-        begun = self.begin(key)
-        return Look(key, self.slab._token(key), begun, entry, is_unverified)
+        return Look(key, token, begun, entry, is_unverified)
 
     def begin(self, key: bytes) -> Begun:
         """Note the time on every clock that an invalidation moves, before anything is looked up or computed."""

@@ -18,7 +18,6 @@ HeaderList = list[tuple[bytes, bytes]]
 _HOP_BY_HOP: Final = frozenset(
     {
         b"connection",
-        b"content-length",  # of what we send, the server writes it
         b"keep-alive",
         b"proxy-authenticate",
         b"proxy-authorization",
@@ -31,7 +30,14 @@ _HOP_BY_HOP: Final = frozenset(
 )
 """RFC 9110, section 7.6.1."""
 _KEPT: Final = frozenset(
-    {b"content-type", b"content-language", b"openai-model", b"openai-version", b"openai-processing-ms"}
+    {
+        b"content-encoding",  # of an answer that is not kept, but that several clients may be waiting for
+        b"content-language",
+        b"content-type",
+        b"openai-model",
+        b"openai-processing-ms",
+        b"openai-version",
+    }
 )
 """Headers of an answer that are as true for the next client as for the first. All others (cookies, limits of rates,
 ids of requests, traces, dates) were one client's."""
@@ -49,12 +55,17 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
         """Whether it is a stream of events."""
         return is_event_stream(self.headers)
 
+    @property
+    def is_encoded(self) -> bool:
+        """Whether its body is compressed: we asked for none that is, so it is passed on unread."""
+        return any(name == b"content-encoding" and value.lower() != b"identity" for name, value in self.headers)
+
 
 class End(msgspec.Struct, frozen=True, array_like=True):
     """How an answer ended."""
 
     failure: str = ""
-    """Empty: as the upstream ended it. Else "connect", "timeout", "reset", "too_large", "busy", "aborted"."""
+    """Empty: as the upstream ended it. Else an UpstreamFailureError's kind, "internal" or "aborted"."""
     message: str = ""
     """For people; nothing secret."""
     size: int = 0

@@ -11,6 +11,7 @@ import asyncio
 import hmac
 import logging
 import os
+import sys
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -26,12 +27,17 @@ from llm_edge_cache.gateway.config import CONFIG_VARIABLE, DEFAULT_MEMORY, Gatew
 from llm_edge_cache.gateway.exchange import read_exchange
 from llm_edge_cache.gateway.flights import AnswerFlights
 from llm_edge_cache.gateway.protocols import PROTOCOLS, BadRequestError, WireProtocol
-from llm_edge_cache.gateway.respond import Message, Receive, Send, send_error, send_part, send_start, send_whole
-from llm_edge_cache.gateway.upstream import Upstream, UpstreamFailureError
+from llm_edge_cache.gateway.respond import Receive, Send, send_error, send_part, send_start, send_whole
+from llm_edge_cache.gateway.upstream import Call, Upstream, UpstreamFailureError
 from llm_edge_cache.manager import CacheManager
 from llm_edge_cache.settings import L1Config, load_settings
 from llm_edge_cache.slab import SharedSlab
 from llm_edge_cache.slabconfig import SlabConfig
+
+if sys.version_info >= (3, 11):
+    from asyncio import timeout
+else:
+    from async_timeout import timeout  # aiohttp brings it where asyncio has none
 
 __all__ = ["Gateway", "from_environment"]
 
@@ -96,7 +102,7 @@ class Gateway:
 
     async def _serve_cached(self, protocol: WireProtocol, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         try:
-            raw = await _read_body(receive, self._config.body_limit)
+            raw = await _read_body(receive, self._config.body_limit, self._config.client_timeout)
             if raw is None:
                 return  # the client is gone
             exchange = read_exchange(protocol, scope, raw, self._config)
@@ -105,6 +111,9 @@ class Gateway:
         except _TooLargeError:
             message = f"the body is larger than {self._config.body_limit} bytes"
             await send_error(send, protocol, 413, message, code="too_large")
+        except asyncio.TimeoutError:
+            message = f"no more of the request's body came for {self._config.client_timeout:g} seconds"
+            await send_error(send, protocol, 408, message, [(b"connection", b"close")], code="timeout")
         else:
             await self._cached.answer(exchange, send)
 
@@ -114,15 +123,14 @@ class Gateway:
         try:
             headers, body = forwardable(scope["headers"]), _body_of(scope, receive)
             async with self._upstream.call(scope["method"], path, scope["query_string"], headers, body) as call:
-                await send_start(send, call.status, call.headers)
+                await send_start(send, call.status, _passed(call))
                 has_started = True
                 async for chunk in call.chunks():
                     await send_part(send, chunk)
                 await send_part(send, b"", more=False)
         except UpstreamFailureError as failure:
             if has_started:
-                # The server then cuts the connection, as the upstream did.
-                raise ConnectionError("the upstream broke off") from None
+                return  # without an end: the server cuts the connection, as the upstream did
             await send_error(send, _ELSEWHERE, failure.status, str(failure), code=failure.kind)
 
     async def _serve_own(self, path: str, scope: dict[str, Any], send: Send) -> None:
@@ -155,33 +163,34 @@ def _open_slab(name: str) -> SharedSlab:
     return SharedSlab(name, SlabConfig(memory_bytes=DEFAULT_MEMORY, ttl=None))
 
 
-async def _read_body(receive: Receive, limit: int) -> bytes | None:
+async def _read_body(receive: Receive, limit: int, patience: float) -> bytes | None:
     """Return the whole body; None if the client is gone.
 
     Raises:
         _TooLargeError: it exceeds the limit.
+        TimeoutError: the client has been silent for longer than `patience` seconds.
     """
-    message = await receive()
-    if message["type"] == "http.request" and not message.get("more_body"):
-        body: bytes = message.get("body", b"")
-        if len(body) > limit:
-            raise _TooLargeError
-        return body
-    return await _read_parts(message, receive, limit)
-
-
-async def _read_parts(message: Message, receive: Receive, limit: int) -> bytes | None:
     parts: list[bytes] = []
     size = 0
-    while message["type"] == "http.request":
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
+    while True:
+        async with timeout(patience):
+            message = await receive()
+        if message["type"] != "http.request":
+            return None
+        part: bytes = message.get("body", b"")
+        size += len(part)
         if size > limit:
             raise _TooLargeError
+        parts.append(part)
         if not message.get("more_body"):
-            return b"".join(parts)
-        message = await receive()
-    return None
+            return part if len(parts) == 1 else b"".join(parts)
+
+
+def _passed(call: Call) -> list[tuple[bytes, bytes]]:
+    """Return the headers of an answer that is passed through. One without a body may tell a length all the same."""
+    if call.status in (204, 304):
+        return [header for header in call.headers if header[0] != b"content-length"]
+    return call.headers
 
 
 def _body_of(scope: dict[str, Any], receive: Receive) -> AsyncIterator[bytes] | None:

@@ -152,6 +152,8 @@ class CachedEndpoints:
             sent += len(chunks)
             await send_part(send, chunks[0] if len(chunks) == 1 else b"".join(chunks))
         end = broadcast.end or End()
+        if end.failure and head.is_encoded:
+            return True  # no event can be added to compressed ones: it is left without an end, so the server cuts it
         # What was sent cannot be taken back, and a second answer must not be mixed into it: it ends with an error.
         last = exchange.protocol.error_event(end.message or "the answer broke off") if end.failure else b""
         await send_part(send, last, more=False)

@@ -58,6 +58,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     connect_timeout: float = 10.0
     idle_timeout: float = 300.0
     """How long the upstream may be silent."""
+    client_timeout: float = 60.0
+    """How long a client may be silent before its request is whole."""
     background_limit: float = 600.0
     """How long an answer is still read after the last client that waited for it has gone."""
     pace: float = 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -11,6 +11,7 @@ from llm_edge_cache.gateway.config import GatewayConfig
 from llm_edge_cache.gateway.controls import CONTROL_HEADERS, Controls, read_controls
 from llm_edge_cache.gateway.protocols import (
     SHARED_SCOPE,
+    BadRequestError,
     WireProtocol,
     cache_key,
     caller_scope,
@@ -19,7 +20,9 @@ from llm_edge_cache.gateway.protocols import (
 
 __all__ = ["Exchange", "read_exchange"]
 
-_IDENTITY = (b"accept-encoding", b"identity")
+_IDENTITY: Final = (b"accept-encoding", b"identity")
+_LONGEST_VALUE: Final = 60  # bytes of a header that an error message quotes
+_REPLACED: Final = (b"accept-encoding", b"content-length")
 
 
 class Exchange(msgspec.Struct, frozen=True, eq=False):
@@ -51,16 +54,17 @@ def read_exchange(protocol: WireProtocol, scope: dict[str, Any], raw: bytes, con
         BadRequestError: the body is none that can be understood.
     """
     headers: HeaderList = scope["headers"]
-    body = parse_body(raw)
+    try:
+        body = parse_body(raw)
+    except BadRequestError as error:
+        raise BadRequestError(error.message + _of_which_type(headers), error.code) from None
     controls = read_controls(headers, body.cache_controls, config)
     query: bytes = scope["query_string"]
     caller = SHARED_SCOPE if config.share_between_callers else caller_scope(headers)
     key = cache_key(protocol.path, query, config.base, headers, body, scope=f"{caller}/{controls.namespace}")
     bypass = "asked" if controls.is_off else protocol.bypass_reason(body)
     passed = [
-        header
-        for header in forwardable(headers)
-        if header[0] not in CONTROL_HEADERS and header[0] != b"accept-encoding"
+        header for header in forwardable(headers) if header[0] not in CONTROL_HEADERS and header[0] not in _REPLACED
     ]
     return Exchange(
         protocol,
@@ -73,3 +77,12 @@ def read_exchange(protocol: WireProtocol, scope: dict[str, Any], raw: bytes, con
         body.is_stream,
         bypass,
     )
+
+
+def _of_which_type(headers: HeaderList) -> str:
+    """Return what explains that a body is no JSON: its headers say so. Where it is JSON, the upstream may mind them."""
+    for name, value in headers:
+        is_other = name == b"content-type" and b"json" not in value.lower()
+        if is_other or (name == b"content-encoding" and value != b"identity"):
+            return f"; its {name.decode()} is {value[:_LONGEST_VALUE].decode('latin-1')!r}, it must be plain JSON"
+    return ""

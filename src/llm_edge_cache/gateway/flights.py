@@ -187,7 +187,7 @@ class AnswerFlights:
                 progress = state
             end = reader.end()
             if end is not None:
-                self._take(reader, broadcast, 1 + end.size)
+                self._take_last(reader, broadcast, end)
         except LogLostError as error:
             _log.debug("following was given up: %s", error)
             end = None
@@ -199,6 +199,14 @@ class AnswerFlights:
             broadcast.start(reader.head(), "worker")
         if body := reader.read(progress):
             broadcast.append(body)
+
+    def _take_last(self, reader: LogReader, broadcast: Broadcast, end: End) -> None:
+        try:
+            self._take(reader, broadcast, 1 + end.size)
+        except LogLostError:
+            # A call that failed before its head left none: the failure is the answer, and not to be asked for again.
+            if not end.failure:
+                raise
 
     # ---- asking the upstream ----
 
@@ -247,39 +255,56 @@ class AnswerFlights:
         """Pass the answer on as it comes, and judge it."""
         head = Head(call.status, keepable(call.headers))
         log.head(head)
-        broadcast.start(head, "upstream", call.headers)
-        judge = _Follower(exchange.protocol.stream_judge(call.status, call.headers, cut_reasons=self._cut_reasons))
+        broadcast.start(head, "upstream", [header for header in call.headers if header[0] != b"content-length"])
+        judge = exchange.protocol.stream_judge(call.status, call.headers, cut_reasons=self._cut_reasons)
+        events = _Events(judge) if head.is_stream and not head.is_encoded else None
         async for chunk in call.chunks():
-            broadcast.append(chunk)
-            log.append(chunk)
-            if exchange.is_stream:
-                judge.feed(chunk)
-            if broadcast.size > self._config.answer_limit:
-                raise UpstreamFailureError("too_large", 502, "the upstream's answer is too large")
+            self._pass_on(chunk if events is None else events.take(chunk), broadcast, log)
+        if events is not None:
+            self._pass_on(events.rest(), broadcast, log)
         # By what was asked for: whoever wants a stream and is given one piece gets it, but the next shall not.
         if exchange.is_stream:
-            return judge.finish()
+            return judge.finish() if events is None else events.verdict
         return exchange.protocol.judge(call.status, call.headers, broadcast.body, cut_reasons=self._cut_reasons)
 
+    def _pass_on(self, part: bytes, broadcast: Broadcast, log: LogWriter) -> None:
+        if not part:
+            return
+        broadcast.append(part)
+        log.append(part)
+        if broadcast.size > self._config.answer_limit:
+            raise UpstreamFailureError("too_large", 502, "the upstream's answer is too large")
 
-class _Follower:
-    """A stream's judge, fed with chunks."""
+
+class _Events:
+    """A stream that is cut into events, to be judged, and passed on whole.
+
+    No client can do anything with the beginning of an event. And where the upstream breaks off in the middle of one, or
+    the worker dies, the error that ends the stream would become part of it: nobody would see it.
+    """
 
     def __init__(self, judge: StreamJudge) -> None:
         self._judge = judge
         self._splitter = FrameSplitter()
         self._is_lost = False
+        self.verdict = Verdict("incomplete")
+        """Valid once `rest` was called."""
 
-    def feed(self, chunk: bytes) -> None:
+    def take(self, chunk: bytes) -> bytes:
+        """Return what may be passed on now."""
         if self._is_lost:
-            return
+            return chunk
         try:
-            for frame in self._splitter.feed(chunk):
-                self._judge.feed(frame)
+            frames = self._splitter.feed(chunk)
         except FrameTooLargeError:
             self._is_lost = True
+            return self._splitter.rest()
+        for frame in frames:
+            self._judge.feed(frame)
+        return frames[0] if len(frames) == 1 else b"".join(frames)
 
-    def finish(self) -> Verdict:
-        if self._is_lost:
-            return Verdict("unparsable")
-        return self._judge.finish(self._splitter.rest())
+    def rest(self) -> bytes:
+        """Return what no empty line had ended when the stream ended well."""
+        left = self._splitter.rest()
+        self.verdict = Verdict("unparsable") if self._is_lost else self._judge.finish(left)
+        return left

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator
 from typing import Final
 
@@ -16,7 +17,8 @@ from llm_edge_cache.gateway.config import GatewayConfig
 
 __all__ = ["Call", "Upstream", "UpstreamFailureError"]
 
-_OWN_HEADERS: Final = (b"host", b"content-length", b"expect")
+_CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_OWN_HEADERS: Final = (b"host", b"expect")
 _AUTOMATIC: Final = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 _KEEP_ALIVE_SECONDS: Final = 15.0  # below what servers use, so that a kept connection is rarely closed under our feet
 
@@ -25,7 +27,7 @@ class UpstreamFailureError(CacheError):
     """The upstream gave no answer, or not all of it.
 
     Attributes:
-        kind: "connect", "timeout", "reset" or "busy".
+        kind: "connect", "timeout", "reset", "invalid", "too_large" or "busy".
         status: the HTTP status to tell the client, where nothing has been sent yet.
     """
 
@@ -95,12 +97,13 @@ class Upstream:
         """
         assert self._session is not None
         url = URL(self._base + path + (f"?{query.decode('latin-1')}" if query else ""), encoded=True)
-        sent = [(k.decode("latin-1"), v.decode("latin-1")) for k, v in headers if k not in _OWN_HEADERS]
+        sent = [(name.decode("latin-1"), _text(value)) for name, value in headers if name not in _OWN_HEADERS]
         await self._take_place()
         try:
             with _translated():
                 context = self._session.request(method, url, headers=sent, data=body, allow_redirects=False)
                 async with context as response:
+                    _refuse_unsound(response)
                     yield Call(response)
         finally:
             self._free.release()
@@ -111,6 +114,22 @@ class Upstream:
         except asyncio.TimeoutError:
             message = f"{self._config.upstream_calls} calls of this worker are under way already; try again later"
             raise UpstreamFailureError("busy", 503, message) from None
+
+
+def _text(value: bytes) -> str:
+    """Return what becomes these bytes again: our client writes UTF-8. Bytes that are none cannot be kept."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
+
+
+def _refuse_unsound(response: aiohttp.ClientResponse) -> None:
+    """Refuse an answer that our client reads, but no server would send on."""
+    if not 200 <= response.status <= 599:
+        raise UpstreamFailureError("invalid", 502, f"the upstream answered with the status {response.status}")
+    if any(_CONTROL.search(value) for _, value in response.raw_headers):
+        raise UpstreamFailureError("invalid", 502, "the upstream sent a header with control characters")
 
 
 @contextlib.contextmanager
