@@ -281,7 +281,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--json", type=Path, default=RESULTS / "bench-manager.json", help="result file (default: %(default)s)"
     )
-    parser.add_argument("--rounds", type=int, default=45, help="at least 7; many short ones meet spells of load alike")
+    parser.add_argument(
+        "--rounds", type=int, default=300, help="at least 7; short ones, so that most are not interrupted"
+    )
     parser.add_argument("--core", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
     return parser.parse_args()
@@ -294,8 +296,8 @@ def main() -> int:
     pin(arguments.core)
     rounds = 2 if quick else max(arguments.rounds, 7)
     requests = requests_of(arguments.seed)
-    l1, absent = measure_l1(requests, rounds, 500 if quick else 2_000)
-    l2 = measure_l2(requests, rounds, 100 if quick else 300)
+    l1, absent = measure_l1(requests, rounds, 300)
+    l2 = measure_l2(requests, rounds, 100)
 
     print("ns a call, median of the rounds")
     for name, figures in {**l1, **l2}.items():
