@@ -3,9 +3,9 @@
     python tests/stress/gateway_fuzz.py --requests 100000 --json docs/results/gateway_fuzz.json
 
 Each request is drawn from the seed: method, path, query, headers, framing and body, most of them near what is valid,
-with faults of the provider among them; some clients leave before the answer or in its middle. Checked on every answer: it is
-HTTP, no 500, an error has the protocol's shape where it is our own. Checked at the end: no traceback was logged, the
-slab's invariants hold, and in the second half of the run memory and open files of no worker grew.
+with faults of the provider among them; some clients leave before the answer or in its middle. Checked on every answer:
+it is HTTP, whole, and no 5xx but where the provider failed. Checked at the end: no traceback was logged, the slab's
+invariants hold, and in the second half of the run neither memory nor open files of any worker grew.
 """
 
 from __future__ import annotations
