@@ -1,4 +1,4 @@
-"""The adapters' examples under docs/examples, as a reader runs them: the second process finds what the first computed."""
+"""The adapters' examples under docs/examples, as a reader runs them: a second process finds what the first computed."""
 
 from __future__ import annotations
 

@@ -113,7 +113,10 @@ class AnswerFlights:
             if broadcast.readers == 0:  # nobody has joined meanwhile
                 task.cancel()
 
-        broadcast.on_left = lambda: loop.call_later(patience, give_up)
+        def wait_for_others() -> None:
+            loop.call_later(patience, give_up)
+
+        broadcast.on_left = wait_for_others
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
