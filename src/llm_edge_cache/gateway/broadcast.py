@@ -30,7 +30,7 @@ class Broadcast:
         self.end: End | None = None
         self.readers = 0
         """Clients that read it now."""
-        self.on_left: Callable[[], None] | None = None
+        self.on_left: Callable[[], object] | None = None
         """Called when the last client has left before the end."""
         self._changed = asyncio.Event()
 

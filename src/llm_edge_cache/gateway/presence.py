@@ -14,7 +14,9 @@ from llm_edge_cache.gateway.respond import Receive
 __all__ = ["while_present"]
 
 
-async def while_present(receive: Receive, serving: Coroutine[Any, Any, None], *, body: asyncio.Event | None) -> None:
+async def while_present(
+    receive: Receive, serving: Coroutine[Any, Any, None], *, body: asyncio.Event | None = None
+) -> None:
     """Run `serving`; cancel it when the client has gone.
 
     Args:
@@ -31,14 +33,13 @@ async def while_present(receive: Receive, serving: Coroutine[Any, Any, None], *,
         has_left = not task.done()
         gone.cancel()
         task.cancel()
-    await asyncio.gather(task, gone, return_exceptions=has_left)
+    await asyncio.gather(task, gone, return_exceptions=True)
+    if not has_left:
+        task.result()  # raises what it raised
 
 
 async def _until_gone(receive: Receive, body: asyncio.Event | None) -> None:
     if body is not None:
         await body.wait()
-    try:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-    except asyncio.CancelledError:
-        pass  # the answer has ended
+    while (await receive())["type"] != "http.disconnect":
+        pass
