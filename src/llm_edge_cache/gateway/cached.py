@@ -6,12 +6,12 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Final
 
-from llm_edge_cache.gateway.answers import End, Head, HeaderList, head_of
+from llm_edge_cache.gateway.answers import End, Head, HeaderList, headers_of
 from llm_edge_cache.gateway.broadcast import Broadcast
 from llm_edge_cache.gateway.config import GatewayConfig
 from llm_edge_cache.gateway.exchange import Exchange
 from llm_edge_cache.gateway.flights import AnswerFlights
-from llm_edge_cache.gateway.protocols import FrameSplitter
+from llm_edge_cache.gateway.protocols import FrameSplitter, is_event_stream
 from llm_edge_cache.gateway.respond import Send, cache_headers, send_error, send_part, send_start, send_whole
 from llm_edge_cache.lookup import L1Hit
 
@@ -61,12 +61,11 @@ class CachedEndpoints:
 
     async def _send_hit(self, exchange: Exchange, send: Send, response: CachedResponse, age: int) -> None:
         metadata = response.metadata
-        left = int(metadata.get("ttl", 0)) - age
         by = metadata.get("by") if self._config.show_workers else None
-        headers = head_of(response).headers + cache_headers(
-            b"HIT", b"hit; ttl=%d" % left, exchange.key, tier=b"l1", age=age, by=by
-        )
-        if self._config.pace and head_of(response).is_stream:
+        status = b"hit; ttl=%d" % (int(metadata.get("ttl", 0)) - age)
+        stored = headers_of(response)
+        headers = [*stored, *cache_headers(b"HIT", status, exchange.key, tier=b"l1", age=age, by=by)]
+        if self._config.pace and is_event_stream(stored):
             await self._replay_paced(send, headers, response.raw)
         else:
             await send_whole(send, 200, headers, response.raw)
