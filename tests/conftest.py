@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +19,11 @@ from llm_edge_cache import SharedSlab, SlabConfig
 
 MiB = 1 << 20
 SMALL = SlabConfig(memory_bytes=4 * MiB)
+
+# A shell starts what runs in its background with SIGINT ignored, and so would be every process of these tests; several
+# are interrupted to see what they leave behind. A signal that is handled here is at its default in what is started from
+# here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

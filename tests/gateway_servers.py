@@ -30,8 +30,9 @@ from llm_edge_cache.gateway.stand_in import recording_key
 from llm_edge_cache.gateway.stand_in_faults import Plan
 
 MiB = 1 << 20
+APPLICATION = "llm_edge_cache.gateway.app:from_environment"
 UVICORN = [
-    *("-m", "uvicorn", "--factory", "llm_edge_cache.gateway.app:from_environment"),
+    *("-m", "uvicorn", "--factory"),
     *("--host", "127.0.0.1", "--port", "0", "--no-access-log", "--no-server-header", "--no-date-header"),
     # Longer than clients keep a connection (the official ones 5 s, as long as uvicorn): 1 the server closes an idle one
     # 2 its client, which has not heard of it, sends the next request.
@@ -93,6 +94,8 @@ class Gateway:
 
     def worker_pids(self) -> list[int]:
         """The processes that serve: those that have the slab's segment mapped."""
+        if not is_running(self.server.pid):
+            return []
         master = psutil.Process(self.server.pid)  # which serves itself where there is one worker
         family = [master, *master.children(recursive=True)]
         return [one.pid for one in family if is_running(one.pid) and _maps_slab(one, self.name)]
@@ -117,6 +120,7 @@ def run_gateway(
     upstream: StandInUpstream,
     *,
     workers: int = 1,
+    application: str = APPLICATION,
     options: tuple[str, ...] = (),
     has_probe: bool = True,
     **config: Any,
@@ -127,6 +131,7 @@ def run_gateway(
         directory: for the log.
         upstream: the provider.
         workers: how many.
+        application: makes the ASGI application, as uvicorn wants it named.
         options: uvicorn's.
         has_probe: the provider answers questions; needed for `connections_by_worker`.
         config: fields of `GatewayConfig`.
@@ -134,7 +139,7 @@ def run_gateway(
     name = f"test-{os.getpid()}-{secrets.token_hex(6)}"
     settings = {"upstream": upstream.url, "name": name, "show_workers": True, **config}
     log = Path(tempfile.mkstemp(suffix=".log", dir=directory)[1])
-    arguments = [*UVICORN, "--workers", str(workers), *options]
+    arguments = [*UVICORN, "--workers", str(workers), *options, application]
     server = Server(arguments, {CONFIG_VARIABLE: json.dumps(settings)}, log)
     try:
         running = Gateway(server, name, upstream, workers)

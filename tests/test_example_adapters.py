@@ -1,4 +1,4 @@
-"""The adapters' examples under docs/examples, as a reader runs them: the second process finds what the first computed."""
+"""The adapters' examples under docs/examples, as a reader runs them: the second process finds what the first made."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llm_edge_cache import list_slabs
 EXAMPLES = Path(__file__).resolve().parents[1] / "docs" / "examples"
 
 
-@pytest.mark.parametrize("program", ["django_cache.py"])
+@pytest.mark.parametrize("program", ["django_cache.py", "flask_cache.py", "dogpile_region.py"])
 def test_the_second_process_computes_nothing(program: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "EXAMPLE_SLAB"}
     command = [sys.executable, str(EXAMPLES / program)]

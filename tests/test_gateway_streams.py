@@ -9,7 +9,7 @@ import asyncio
 import os
 import re
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
@@ -26,7 +26,9 @@ from gateway_servers import (
     last_error,
     question,
     request_bytes,
+    run_gateway,
 )
+from stand_in_upstream import AT_ONCE, StandInUpstream
 from worker_servers import PATIENCE_SECONDS
 
 from llm_edge_cache.gateway.stand_in import StandInSettings
@@ -310,3 +312,68 @@ def test_a_worker_dies_alone_and_nothing_partial_is_stored(gateway: Gateway, run
 
     run(SLOW_TO_END, main)
     gateway.wait_ready()
+
+
+# ---- how long what nobody waits for is read ----
+
+
+@pytest.fixture(scope="module")
+def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """Reads for half a second what nobody waits for."""
+    directory = tmp_path_factory.mktemp("hasty")
+    with StandInUpstream(AT_ONCE) as upstream, run_gateway(directory, upstream, background_limit=0.5) as running:
+        yield running
+
+
+class UnderWay:
+    """Calls that the provider is answering."""
+
+    def __init__(self, gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        provider = gateway.upstream.provider
+        carry_out = provider._carry_out
+
+        async def counted(*arguments: Any) -> None:
+            self.count += 1
+            try:
+                await carry_out(*arguments)
+            finally:
+                self.count -= 1
+
+        monkeypatch.setattr(provider, "_carry_out", counted)
+
+
+async def ask_and_leave(gateway: Gateway, path: str, body: dict[str, Any], under_way: UnderWay, **headers: str) -> None:
+    connection = await Connection.open(gateway.port)
+    await connection.send(request_bytes("POST", path, body, **headers))
+    await until(lambda: under_way.count)
+    await asyncio.sleep(0.1)
+    assert under_way.count == 1
+    connection.writer.transport.abort()
+    await until(lambda: under_way.count == 0)
+
+
+@pytest.mark.parametrize("is_stream", [True, False])
+def test_an_answer_without_readers_is_given_up_after_the_limit(
+    is_stream: bool, hasty: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = question("for ever and ever?", stream=is_stream)
+    hasty.upstream.provider.settings = StandInSettings(words=10_000, first_delay=0.0, word_delay=0.05, jitter=0.0)
+    headers = {} if is_stream else {"x_stand_in_fault": "hang"}
+    leaving = ask_and_leave(hasty, CHAT, body, UnderWay(hasty, monkeypatch), **headers)
+    asyncio.run(asyncio.wait_for(leaving, PATIENCE_SECONDS))
+
+
+@pytest.mark.parametrize("path", [RESPONSES, "/v1/passed"])
+def test_what_would_not_be_stored_is_given_up_at_once(
+    path: str, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit of this gateway is ten minutes."""
+    body = question("not for the cache", path=path, stream=True, store=True)
+    provider = gateway.upstream.provider
+    endless = Plan(200, ((b"content-type", b"text/event-stream"),), (b": wait\n\n",) * 10_000, is_paced=True)
+    monkeypatch.setattr(provider, "_plan_other", lambda *_: endless)
+    gateway.plan(path, body, endless)
+    provider.settings = SLOW_TO_END
+    under_way = UnderWay(gateway, monkeypatch)
+    asyncio.run(asyncio.wait_for(ask_and_leave(gateway, path, body, under_way), PATIENCE_SECONDS))

@@ -175,6 +175,17 @@ def test_every_worker_uses_the_cache(fleet: Fleet) -> None:
     fleet.wait_exact()
 
 
+def test_one_process_of_the_host_reads_the_stream_and_connections_are_few(fleet: Fleet) -> None:
+    blocked = set()
+    for _ in range(50):  # over several reads of the stream
+        blocked.add(fleet.redis.ask("INFO", "clients")["blocked_clients"])
+        time.sleep(0.01)
+    assert blocked <= {0, 1}
+    assert 1 in blocked
+    # Each process keeps what its threads have used at once: a request, a deferred write, the upkeep, the stream.
+    assert fleet.redis.connections() <= 4 * WORKERS
+
+
 def test_what_is_overtaken_what_does_not_fit_and_what_has_no_record(fleet: Fleet) -> None:
     fleet.server.ask("/overtaken?id=1")
     fleet.server.ask("/fill?count=400")

@@ -81,6 +81,8 @@ static inline void view_close(struct bytes_view *view)
 }
 /* NULL means DEFAULT. */
 bool life_parse(const struct binding_state *state, PyObject *value, const char *name, struct life *life);
+/* A float of seconds, or None. */
+PyObject *seconds_or_none(bool is_known, uint64_t ns);
 /* A new reference to an iterable's keys as a tuple, which no other thread changes. */
 PyObject *keys_fixed(PyObject *keys);
 /* (memory_bytes, ttl_ns, tti_ns, max_entries, max_value_bytes) */
@@ -134,6 +136,7 @@ PyObject *slab_get_or_token(PyObject *self, PyObject *key);
 PyObject *slab_get_many(PyObject *self, PyObject *keys);
 PyObject *slab_pop(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords);
 PyObject *slab_ttl(PyObject *self, PyObject *key);
+PyObject *slab_scan_entries(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
 int slab_contains(PyObject *self, PyObject *key);
 
 PyObject *slab_set(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords);
@@ -165,6 +168,7 @@ PyObject *slab_word_set(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 PyObject *slab_word_exchange(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
 PyObject *slab_word_raise(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
 PyObject *slab_tag(PyObject *self, PyObject *hash);
+PyObject *slab_tags(PyObject *self, PyObject *unused);
 PyObject *slab_word_add(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
 PyObject *slab_tag_raise(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
 PyObject *slab_identity(PyObject *self, PyObject *unused);
@@ -184,5 +188,6 @@ PyObject *native_are_plain_dicts(PyObject *module, PyObject *const *args, Py_ssi
 
 PyObject *slab_scan_step(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
 PyObject *mapping_totals(PyObject *self, PyObject *unused);
+PyObject *mapping_processes(PyObject *self, PyObject *unused);
 
 #endif

@@ -157,3 +157,9 @@ PyObject *keys_fixed(PyObject *keys)
     }
     return PySequence_Tuple(keys);
 }
+
+PyObject *seconds_or_none(bool is_known, uint64_t ns)
+{
+    if (!is_known) Py_RETURN_NONE;
+    return PyFloat_FromDouble((double)ns / NS_PER_SECOND);
+}

@@ -3,7 +3,6 @@
 
 #include <string.h>
 
-#define NS_PER_SECOND 1e9
 #define REPORTS_MAX 1000u           /* a segment of garbage has more broken invariants than anybody reads */
 #define REPORT_TEXT 160u
 
@@ -37,6 +36,23 @@ PyObject *mapping_totals(PyObject *self, PyObject *unused)
     for (size_t at = 0; at < sizeof names / sizeof *names; at++) failed |= totals_put(result, names[at], totals.stats[at]);
     if (failed) Py_CLEAR(result);
     return result;
+}
+
+/* processes() -> [(pid, is alive, hits, misses), ...] of the records that were ever used; pid 0: who had no record. */
+PyObject *mapping_processes(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    struct lec_handle *handle = &((MappingObject *)self)->handle;
+    struct lec_process_totals totals;
+    PyObject *list = PyList_New(0);
+    for (uint32_t index = 0; list && lec_process_totals(handle, index, &totals); index++) {
+        if (totals.owner == 0 && totals.hits == 0 && totals.misses == 0) continue;
+        PyObject *row = Py_BuildValue("(KNKK)", (unsigned long long)(totals.owner >> 40), PyBool_FromLong(lec_identity_is_alive(totals.owner)),
+                                      (unsigned long long)totals.hits, (unsigned long long)totals.misses);
+        if (!row || PyList_Append(list, row) != 0) Py_CLEAR(list);
+        Py_XDECREF(row);
+    }
+    return list;
 }
 
 Py_ssize_t slab_length(PyObject *self)
@@ -137,12 +153,6 @@ PyObject *slab_check(PyObject *self, PyObject *unused)
 /* ---- scan ---- */
 
 struct scan { PyObject *list; const struct bytes_view *prefix; uint64_t now_ns; };
-
-static PyObject *seconds_or_none(bool is_known, uint64_t ns)
-{
-    if (!is_known) Py_RETURN_NONE;
-    return PyFloat_FromDouble((double)ns / NS_PER_SECOND);
-}
 
 /* lec_info_fn. After a failure the list is NULL and the exception set. */
 static void scan_take(void *context, const struct lec_info *info)

@@ -245,6 +245,63 @@ PyObject *slab_pop(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyOb
     return value;
 }
 
+/* ---- all entries, with their values ---- */
+
+#define SCAN_SLOTS_MAX 65536u       /* looked at in one call, so that an empty slab does not hold the GIL for long */
+
+/* (key, value, ttl left, tti); takes the value. */
+static PyObject *entry_row(const struct lec_info *info, PyObject *value, uint64_t now_ns)
+{
+    uint64_t left = info->expires_at > now_ns ? info->expires_at - now_ns : 0;
+    return Py_BuildValue("(y#NNN)", info->key, (Py_ssize_t)info->key_bytes, value, seconds_or_none(info->expires_at != UINT64_MAX, left),
+                         seconds_or_none(info->tti_ms != 0, info->tti_ms * UINT64_C(1000000)));
+}
+
+/* The entry at the cursor, if one is there. False: an exception. *is_gone: the segment was retired. */
+static bool entry_take(MappingObject *mapping, uint64_t *cursor, uint64_t now_ns, PyObject *rows, uint64_t *bytes, bool *is_gone)
+{
+    struct sink sink = {NULL, NULL};
+    struct lec_info info;
+    enum lec_status status = lec_scan_entry(&mapping->handle, cursor, now_ns, sink_buffer, &sink, &info);
+    sink_regain(&sink);
+    *is_gone = status == LEC_RETIRED;
+    if (status != LEC_OK) {
+        Py_CLEAR(sink.bytes);
+        return status != LEC_NO_BUFFER;
+    }
+    *bytes += info.key_bytes + (uint64_t)PyBytes_GET_SIZE(sink.bytes);
+    PyObject *row = entry_row(&info, sink.bytes, now_ns);
+    int failed = row ? PyList_Append(rows, row) : -1;
+    Py_XDECREF(row);
+    return failed == 0;
+}
+
+static bool entries_take(SlabObject *slab, MappingObject *mapping, uint64_t *cursor, uint64_t limit, PyObject *rows)
+{
+    uint64_t bytes = 0, now_ns = slab_now(slab);
+    bool is_gone = false;
+    for (uint32_t slots = 0; slots < SCAN_SLOTS_MAX && bytes < limit && *cursor != UINT64_MAX && !is_gone; slots++)
+        if (!entry_take(mapping, cursor, now_ns, rows, &bytes, &is_gone)) return false;
+    if (is_gone) *cursor = UINT64_MAX;
+    return true;
+}
+
+/* _scan_entries(cursor, limit) -> (next cursor, [(key, value, ttl_left, tti), ...]), at least `limit` bytes of them if there
+ * are; leaves no trace in the slab. The cursor is not _scan_step()'s. */
+PyObject *slab_scan_entries(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    static const char *const names[] = {"cursor", "limit"};
+    uint64_t numbers[2];
+    bool is_gone;
+    if (!numbers_parse("_scan_entries", args, nargs, names, 2, numbers)) return NULL;
+    MappingObject *mapping = slab_enter_live((SlabObject *)self, &is_gone);
+    if (!mapping) return is_gone ? Py_BuildValue("(K[])", (unsigned long long)UINT64_MAX) : NULL;
+    PyObject *rows = PyList_New(0);
+    if (rows && !entries_take((SlabObject *)self, mapping, &numbers[0], numbers[1], rows)) Py_CLEAR(rows);
+    Py_DECREF(mapping);
+    return rows ? Py_BuildValue("(KN)", (unsigned long long)numbers[0], rows) : NULL;
+}
+
 /* ---- only looking ---- */
 
 /* 1 = there, 0 = not, -1 = exception; counts neither hit nor miss. */

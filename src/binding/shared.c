@@ -236,6 +236,27 @@ PyObject *slab_tag(PyObject *self, PyObject *hash_object)
     return PyLong_FromUnsignedLongLong(value);
 }
 
+/* _tags() -> (how many generations the table has, {index: generation} of those that are not 0) */
+PyObject *slab_tags(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    bool is_gone;
+    MappingObject *mapping = slab_enter_live((SlabObject *)self, &is_gone);
+    if (!mapping && !is_gone) return NULL;
+    uint32_t count = mapping ? lec_tag_count(&mapping->handle) : 0;
+    PyObject *raised = PyDict_New();
+    for (uint32_t index = 0; raised && index < count; index++) {
+        uint64_t generation = atomic_load(lec_tag(&mapping->handle, index));
+        if (generation == 0) continue;
+        PyObject *key = PyLong_FromUnsignedLong(index), *value = PyLong_FromUnsignedLongLong(generation);
+        if (!key || !value || PyDict_SetItem(raised, key, value) != 0) Py_CLEAR(raised);
+        Py_XDECREF(key);
+        Py_XDECREF(value);
+    }
+    Py_XDECREF(mapping);
+    return raised ? Py_BuildValue("(IN)", count, raised) : NULL;
+}
+
 /* _tag_raise(tag_hash, value) -> whether it was below */
 PyObject *slab_tag_raise(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {

@@ -129,12 +129,27 @@ struct lec_info {
     uint32_t value_bytes;
     uint64_t expires_at;            /* ns; UINT64_MAX = never */
     uint64_t accessed_at;           /* ns; 0 = no TTI, not known */
+    uint32_t tti_ms;                /* 0 = off */
     uint32_t frequency;             /* estimate of the sketch, 0..15, plus hits not yet examined */
 };
 typedef void (*lec_info_fn)(void *context, const struct lec_info *info);
 /* Visits up to `buckets` buckets from *cursor on; *cursor = 0 starts, and is UINT64_MAX when all were seen. */
 enum lec_status lec_scan(struct lec_handle *handle, uint64_t *cursor, uint32_t buckets, uint64_t now_ns,
                          lec_info_fn visit, void *context);
+/* Looks at the one slot at *cursor, which counts slots here, and moves on: LEC_OK: *info, and its value is in the buffer;
+ * LEC_ABSENT: nothing that lives; LEC_RETIRED; LEC_NO_BUFFER. Key and value belong together. Counts and touches nothing. */
+enum lec_status lec_scan_entry(struct lec_handle *handle, uint64_t *cursor, uint64_t now_ns, lec_buffer_fn buffer, void *context,
+                               struct lec_info *info);
+
+/* What one process's record says. */
+struct lec_process_totals {
+    uint64_t owner;                 /* as lec_process.owner, 0 = nobody's; the sums are of all owners that the record had */
+    uint64_t hits, misses;
+};
+/* False: no such record. */
+bool lec_process_totals(struct lec_handle *handle, uint32_t index, struct lec_process_totals *totals);
+/* Of lec_tag(): generations in the table. */
+uint32_t lec_tag_count(const struct lec_handle *handle);
 
 struct lec_totals {
     uint64_t entries, payload_bytes, used_bytes;

@@ -248,28 +248,42 @@ void lec_hint_entry(struct lec_handle *handle, uint64_t hash)
 
 /* ---- scan ---- */
 
-static bool info_read(const struct reading *reading, const struct lec_shard_view *view, uint32_t slot, struct lec_info *info)
+/* One try at a slot: LEC_OK, LEC_ABSENT, CHANGED, or LEC_NO_BUFFER. With a buffer its value comes along, of the same moment
+ * as its key: both were copied between the same R1 and R5. */
+static enum lec_status slot_try(const struct reading *reading, const struct lec_shard_view *view, uint32_t slot, struct lec_info *info)
 {
     struct lec_bucket *bucket = &reading->buckets[slot / LEC_SLOTS_PER_BUCKET];
-    for (uint32_t attempt = 0; attempt < READ_TRIES; attempt++) {
-        struct seen seen;
-        uint64_t control = control_load(bucket);
-        uint64_t word = atomic_load_explicit(&bucket->slots[slot % LEC_SLOTS_PER_BUCKET], memory_order_acquire);
-        if (word == 0) return false;
-        bool readable = header_read(reading, lec_slot_unit(word), &seen) && seen.key_bytes <= LEC_MAX_KEY &&
-                        lec_chain_read(&reading->space, seen.unit, 0, info->key, seen.key_bytes);
-        bool over = readable && is_spent(reading, &seen);
-        if (!still_valid(bucket, control)) continue;
-        if (!readable || over) return false;
-        info->key_bytes = seen.key_bytes;
-        info->value_bytes = seen.value_bytes;
-        info->expires_at = seen.expires_at;
-        info->accessed_at = seen.tti_ms ? atomic_load_explicit(&reading->nodes[seen.node].accessed_at, memory_order_relaxed) : 0;
-        info->frequency = lec_policy_frequency(&view->policy, lec_slot_tag(word)) +
-                          atomic_load_explicit(&bucket->touches[slot % LEC_SLOTS_PER_BUCKET], memory_order_relaxed);
-        return true;
+    struct seen seen;
+    uint64_t control = control_load(bucket);
+    uint64_t word = atomic_load_explicit(&bucket->slots[slot % LEC_SLOTS_PER_BUCKET], memory_order_acquire);
+    if (word == 0) return LEC_ABSENT;
+    bool readable = header_read(reading, lec_slot_unit(word), &seen) && seen.key_bytes <= LEC_MAX_KEY &&
+                    lec_chain_read(&reading->space, seen.unit, 0, info->key, seen.key_bytes);
+    bool over = readable && is_spent(reading, &seen);
+    if (!still_valid(bucket, control)) return CHANGED;
+    if (!readable || over) return LEC_ABSENT;
+    if (reading->buffer) {
+        void *to = reading->buffer(reading->context, seen.value_bytes);
+        if (!to) return LEC_NO_BUFFER;
+        if (!value_copy(reading, &seen, to) || !still_valid(bucket, control)) return CHANGED;
     }
-    return false;
+    info->key_bytes = seen.key_bytes;
+    info->value_bytes = seen.value_bytes;
+    info->expires_at = seen.expires_at;
+    info->tti_ms = seen.tti_ms;
+    info->accessed_at = seen.tti_ms ? atomic_load_explicit(&reading->nodes[seen.node].accessed_at, memory_order_relaxed) : 0;
+    info->frequency = lec_policy_frequency(&view->policy, lec_slot_tag(word)) +
+                      atomic_load_explicit(&bucket->touches[slot % LEC_SLOTS_PER_BUCKET], memory_order_relaxed);
+    return LEC_OK;
+}
+
+static enum lec_status slot_read(const struct reading *reading, const struct lec_shard_view *view, uint32_t slot, struct lec_info *info)
+{
+    for (uint32_t attempt = 0; attempt < READ_TRIES; attempt++) {
+        enum lec_status status = slot_try(reading, view, slot, info);
+        if (status != CHANGED) return status;
+    }
+    return CHANGED;
 }
 
 static void scan_bucket(struct lec_handle *handle, uint32_t shard, uint32_t bucket, uint64_t now_ns, lec_info_fn visit, void *context)
@@ -280,7 +294,7 @@ static void scan_bucket(struct lec_handle *handle, uint32_t shard, uint32_t buck
     reading_begin(&reading, handle, shard);
     lec_shard_view(handle, shard, now_ns, &view);
     for (uint32_t slot = bucket * LEC_SLOTS_PER_BUCKET; slot < (bucket + 1) * LEC_SLOTS_PER_BUCKET; slot++)
-        if (info_read(&reading, &view, slot, &info)) visit(context, &info);
+        if (slot_read(&reading, &view, slot, &info) == LEC_OK) visit(context, &info);
 }
 
 enum lec_status lec_scan(struct lec_handle *handle, uint64_t *cursor, uint32_t buckets, uint64_t now_ns,
@@ -292,4 +306,31 @@ enum lec_status lec_scan(struct lec_handle *handle, uint64_t *cursor, uint32_t b
         scan_bucket(handle, (uint32_t)(*cursor / handle->geometry.bucket_count), (uint32_t)(*cursor % handle->geometry.bucket_count), now_ns, visit, context);
     if (*cursor >= all) *cursor = UINT64_MAX;
     return LEC_OK;
+}
+
+/* As read_locked(): other slots of the bucket kept changing while this one's value was copied. */
+static enum lec_status slot_read_locked(const struct reading *reading, const struct lec_shard_view *view, uint32_t slot, struct lec_info *info)
+{
+    (void)reading->buffer(reading->context, 0);
+    if (lec_shard_lock(view, 0) != LEC_OK) return LEC_ABSENT;
+    enum lec_status status = slot_try(reading, view, slot, info);
+    lec_shard_unlock(view);
+    return status == CHANGED ? LEC_ABSENT : status;
+}
+
+enum lec_status lec_scan_entry(struct lec_handle *handle, uint64_t *cursor, uint64_t now_ns, lec_buffer_fn buffer, void *context,
+                               struct lec_info *info)
+{
+    uint64_t of_shard = (uint64_t)handle->geometry.bucket_count * LEC_SLOTS_PER_BUCKET;
+    uint64_t all = of_shard * handle->geometry.shard_count, at = *cursor;
+    if (lec_is_retired(handle)) return LEC_RETIRED;
+    *cursor = at + 1 < all ? at + 1 : UINT64_MAX;
+    if (at >= all) return LEC_ABSENT;
+    struct reading reading = {.now_ns = now_ns, .epoch = lec_epoch(handle), .buffer = buffer, .context = context};
+    struct lec_shard_view view;
+    uint32_t shard = (uint32_t)(at / of_shard), slot = (uint32_t)(at % of_shard);
+    reading_begin(&reading, handle, shard);
+    lec_shard_view(handle, shard, now_ns, &view);
+    enum lec_status status = slot_read(&reading, &view, slot, info);
+    return status == CHANGED ? slot_read_locked(&reading, &view, slot, info) : status;
 }

@@ -69,6 +69,18 @@ _Atomic uint64_t *lec_tag(struct lec_handle *handle, uint64_t tag_hash)
     return (_Atomic uint64_t *)(void *)(handle->base + handle->geometry.tags) + tag_hash % handle->geometry.tag_count;
 }
 
+uint32_t lec_tag_count(const struct lec_handle *handle) { return handle->geometry.tag_count; }
+
+bool lec_process_totals(struct lec_handle *handle, uint32_t index, struct lec_process_totals *totals)
+{
+    if (index >= handle->geometry.process_count) return false;
+    struct lec_process *process = lec_process_at(handle, index);
+    totals->owner = atomic_load_explicit(&process->owner, memory_order_relaxed);
+    totals->hits = atomic_load_explicit(&process->stats[LEC_STAT_HITS], memory_order_relaxed);
+    totals->misses = atomic_load_explicit(&process->stats[LEC_STAT_MISSES], memory_order_relaxed);
+    return true;
+}
+
 struct lec_flight *lec_flight_at(struct lec_handle *handle, uint32_t index)
 {
     return index < handle->geometry.flight_count ? (struct lec_flight *)(void *)(handle->base + handle->geometry.flights) + index : NULL;

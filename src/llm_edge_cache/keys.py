@@ -27,9 +27,10 @@ def tier_key(request: CacheableRequest) -> bytes:
     """Return the key as both tiers know it: `generate_cache_key`'s digits, as bytes."""
     try:
         kept = request.__dict__
-        if "_tier_key" not in kept:
-            kept["_tier_key"] = _sha256(kept["_canonical"]).hexdigest().encode()
-        key: bytes = kept["_tier_key"]
+        if "_tier_key" in kept:
+            key: bytes = kept["_tier_key"]
+        else:
+            kept["_tier_key"] = key = _sha256(kept["_canonical"]).hexdigest().encode()
     except (AttributeError, KeyError):
         raise TypeError(f"a key needs a CacheableRequest, not {type(request).__name__}") from None
     return key

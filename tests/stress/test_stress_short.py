@@ -36,3 +36,10 @@ def test_a_few_hundred_kills_are_noticed_by_nobody(tmp_path: Path) -> None:
     document = run("sigkill_soak.py", tmp_path / "soak.json", "--kills", "300", "--per-batch", "50")
     assert document["problems"] == []
     assert document["totals"]["recoveries"] > 0
+
+
+@pytest.mark.timeout(300)
+def test_a_gateway_answers_whatever_it_is_sent(tmp_path: Path) -> None:
+    document = run("gateway_fuzz.py", tmp_path / "fuzz.json", "--requests", "1500")
+    assert document["problems"] == []
+    assert document["caches"]["HIT"] > 0

@@ -11,7 +11,7 @@ from llm_edge_cache.codec import Entry
 from llm_edge_cache.gateway.protocols import Headers, Verdict, is_event_stream
 from llm_edge_cache.model import CachedResponse
 
-__all__ = ["End", "Head", "entry_of", "forwardable", "head_of", "headers_of", "keepable"]
+__all__ = ["End", "Head", "entry_of", "forwardable", "head_of", "headers_of", "keepable", "own_headers"]
 
 HeaderList = list[tuple[bytes, bytes]]
 
@@ -85,6 +85,11 @@ def _names(value: bytes) -> list[bytes]:
 def keepable(headers: Headers) -> HeaderList:
     """Return the headers that other clients may see."""
     return [(key, value) for key, value in headers if key in _KEPT]
+
+
+def own_headers(headers: Headers) -> HeaderList:
+    """Return the headers for the client whose request made the call: all but those that we write ourselves."""
+    return [(key, value) for key, value in headers if key != b"content-length" and not key.startswith(b"x-cache")]
 
 
 def entry_of(head: Head, body: bytes, verdict: Verdict, microseconds: int, ttl: float) -> Entry:

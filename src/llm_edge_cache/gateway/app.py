@@ -26,6 +26,7 @@ from llm_edge_cache.gateway.config import CONFIG_VARIABLE, DEFAULT_MEMORY, Gatew
 from llm_edge_cache.gateway.exchange import ExchangeReader
 from llm_edge_cache.gateway.flights import AnswerFlights
 from llm_edge_cache.gateway.patience import receive_within
+from llm_edge_cache.gateway.presence import while_present
 from llm_edge_cache.gateway.protocols import PROTOCOLS, BadRequestError, WireProtocol
 from llm_edge_cache.gateway.respond import Receive, Send, send_error, send_part, send_start, send_whole
 from llm_edge_cache.gateway.upstream import Call, Upstream, UpstreamFailureError
@@ -111,14 +112,20 @@ class Gateway:
             message = f"no more of the request's body came for {self._config.client_timeout:g} seconds"
             await send_error(send, protocol, 408, message, [(b"connection", b"close")], code="timeout")
         else:
-            await self._cached.answer(exchange, send)
+            await self._cached.answer(exchange, receive, send)
 
     async def _pass_through(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        body = _Upload(receive)
+        if not _has_body(scope):
+            body.is_read.set()
+        await while_present(receive, self._pass_on(scope, body, send), body=body.is_read)
+
+    async def _pass_on(self, scope: dict[str, Any], body: _Upload, send: Send) -> None:
         has_started = False
         path = scope["raw_path"].decode("latin-1") if scope.get("raw_path") else scope["path"]
         try:
-            headers, body = forwardable(scope["headers"]), _body_of(scope, receive)
-            async with self._upstream.call(scope["method"], path, scope["query_string"], headers, body) as call:
+            headers, parts = forwardable(scope["headers"]), body.parts() if _has_body(scope) else None
+            async with self._upstream.call(scope["method"], path, scope["query_string"], headers, parts) as call:
                 await send_start(send, call.status, _passed(call))
                 has_started = True
                 async for chunk in call.chunks():
@@ -188,20 +195,28 @@ def _passed(call: Call) -> list[tuple[bytes, bytes]]:
     return call.headers
 
 
-def _body_of(scope: dict[str, Any], receive: Receive) -> AsyncIterator[bytes] | None:
-    """Return the body as it comes; None where the request has none."""
-    names = {name for name, _ in scope["headers"]}
-    return _stream(receive) if names & {b"content-length", b"transfer-encoding"} else None
+def _has_body(scope: dict[str, Any]) -> bool:
+    return any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"])
 
 
-async def _stream(receive: Receive) -> AsyncIterator[bytes]:
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            raise UpstreamFailureError("reset", 499, "the client is gone")
-        yield message.get("body", b"")
-        if not message.get("more_body"):
-            return
+class _Upload:
+    """A request's body as it comes."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self.is_read = asyncio.Event()
+
+    async def parts(self) -> AsyncIterator[bytes]:
+        try:
+            while True:
+                message = await self._receive()
+                if message["type"] != "http.request":
+                    raise UpstreamFailureError("reset", 499, "the client is gone")
+                yield message.get("body", b"")
+                if not message.get("more_body"):
+                    return
+        finally:
+            self.is_read.set()
 
 
 def from_environment() -> Gateway:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 from llm_edge_cache.gateway.answers import End, Head
@@ -28,6 +30,8 @@ class Broadcast:
         self.end: End | None = None
         self.readers = 0
         """Clients that read it now."""
+        self.on_left: Callable[[], object] | None = None
+        """Called when the last client has left before the end."""
         self._changed = asyncio.Event()
 
     def start(self, head: Head, source: Source, own_headers: list[tuple[bytes, bytes]] | None = None) -> None:
@@ -48,6 +52,17 @@ class Broadcast:
         if self.end is None:
             self.end = end
             self._tell()
+
+    @contextmanager
+    def read(self) -> Iterator[None]:
+        """Be one of its readers, for as long as the client is there."""
+        self.readers += 1
+        try:
+            yield
+        finally:
+            self.readers -= 1
+            if self.readers == 0 and self.end is None and self.on_left is not None:
+                self.on_left()
 
     def _tell(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()

@@ -11,8 +11,9 @@ from llm_edge_cache.gateway.broadcast import Broadcast
 from llm_edge_cache.gateway.config import GatewayConfig
 from llm_edge_cache.gateway.exchange import Exchange
 from llm_edge_cache.gateway.flights import AnswerFlights
+from llm_edge_cache.gateway.presence import while_present
 from llm_edge_cache.gateway.protocols import FrameSplitter, is_event_stream
-from llm_edge_cache.gateway.respond import Send, cache_headers, send_error, send_part, send_start, send_whole
+from llm_edge_cache.gateway.respond import Receive, Send, cache_headers, send_error, send_part, send_start, send_whole
 from llm_edge_cache.lookup import L1Hit
 
 if TYPE_CHECKING:
@@ -34,30 +35,32 @@ class CachedEndpoints:
         self._flights = flights
         self._config = config
 
-    async def answer(self, exchange: Exchange, send: Send) -> None:
-        """Answer a request."""
+    async def answer(self, exchange: Exchange, receive: Receive, send: Send) -> None:
+        """Answer a request; what is not there at once, for as long as its client is."""
         controls = exchange.controls
         if exchange.bypass is not None:
             status = b"fwd=bypass; detail=" + exchange.bypass.encode()
-            await self._ask_alone(exchange, send, b"BYPASS", status, store=False)
+            await while_present(receive, self._ask_alone(exchange, send, b"BYPASS", status, store=False))
         elif controls.no_cache or controls.max_age == 0:
-            await self._ask_alone(exchange, send, b"MISS", b"fwd=request", store=not controls.no_store)
+            asking = self._ask_alone(exchange, send, b"MISS", b"fwd=request", store=not controls.no_store)
+            await while_present(receive, asking)
         else:
-            await self._answer_cached(exchange, send)
+            await self._answer_cached(exchange, receive, send)
 
-    async def _answer_cached(self, exchange: Exchange, send: Send) -> None:
+    async def _answer_cached(self, exchange: Exchange, receive: Receive, send: Send) -> None:
         found = self._core.look(exchange.key)
         if isinstance(found, L1Hit):
             age = _age_of(found.response)
             if exchange.controls.max_age is None or age <= exchange.controls.max_age:
                 await self._send_hit(exchange, send, found.response, age)
             else:
-                await self._ask_alone(exchange, send, b"MISS", b"fwd=stale", store=not exchange.controls.no_store)
+                asking = self._ask_alone(exchange, send, b"MISS", b"fwd=stale", store=not exchange.controls.no_store)
+                await while_present(receive, asking)
         elif exchange.controls.only_if_cached:
             headers = cache_headers(b"MISS", b"fwd=request; detail=only-if-cached", exchange.key)
             await send_error(send, exchange.protocol, 504, "this answer is not in the cache", headers)
         else:
-            await self._answer_joined(exchange, send)
+            await while_present(receive, self._answer_joined(exchange, send))
 
     async def _send_hit(self, exchange: Exchange, send: Send, response: CachedResponse, age: int) -> None:
         metadata = response.metadata
@@ -83,22 +86,24 @@ class CachedEndpoints:
     async def _answer_joined(self, exchange: Exchange, send: Send) -> None:
         for _ in range(_TRIES):
             broadcast, is_own = self._flights.join(exchange)
-            await broadcast.started()
-            head, end = broadcast.head, broadcast.end
-            if head is None and end is not None and end.failure == "aborted":
-                continue  # the worker that asked is gone, and nothing was sent yet
-            is_own = is_own and broadcast.source == "upstream"
-            if head is not None and head.status != 200 and not is_own:
-                break  # an error is the answer to one client: its own credentials, its own limits
-            if await self._send_broadcast(exchange, broadcast, send, is_own=is_own):
-                return
-        await self._ask_alone(exchange, send, b"MISS", b"fwd=miss", store=True)
+            with broadcast.read():
+                await broadcast.started()
+                head, end = broadcast.head, broadcast.end
+                if head is None and end is not None and end.failure == "aborted":
+                    continue  # the worker that asked is gone, and nothing was sent yet
+                is_own = is_own and broadcast.source == "upstream"
+                if head is not None and head.status != 200 and not is_own:
+                    break  # an error is the answer to one client: its own credentials, its own limits
+                if await self._send_broadcast(exchange, broadcast, send, is_own=is_own):
+                    return
+        await self._ask_alone(exchange, send, b"MISS", b"fwd=miss", store=not exchange.controls.no_store)
 
     async def _ask_alone(self, exchange: Exchange, send: Send, verdict: bytes, status: bytes, *, store: bool) -> None:
         broadcast = self._flights.ask(exchange, store=store)
-        await broadcast.started()
-        headers = cache_headers(verdict, status, b"" if verdict == b"BYPASS" else exchange.key)
-        await self._send(exchange, broadcast, send, [*broadcast.own_headers, *headers], is_last_try=True)
+        with broadcast.read():
+            await broadcast.started()
+            headers = cache_headers(verdict, status, b"" if verdict == b"BYPASS" else exchange.key)
+            await self._send(exchange, broadcast, send, [*broadcast.own_headers, *headers], is_last_try=True)
 
     async def _send_broadcast(self, exchange: Exchange, broadcast: Broadcast, send: Send, *, is_own: bool) -> bool:
         """Send an answer under way. Returns False if it broke down before anything was sent, and may be tried again."""

@@ -61,7 +61,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     client_timeout: float = 60.0
     """How long a client may be silent before its request is whole."""
     background_limit: float = 600.0
-    """How long an answer is still read after the last client that waited for it has gone."""
+    """How long an answer is still read, to be stored, after the worker's last client that waited for it has gone."""
     pace: float = 0.0
     """Seconds between the events of a stream that is answered from the cache; 0: all at once."""
     metrics_token: str | None = None

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from llm_edge_cache.core import Begun
 from llm_edge_cache.engine import FetchOptions
 from llm_edge_cache.flight import Lead, Running
-from llm_edge_cache.gateway.answers import End, Head, entry_of, head_of, keepable
+from llm_edge_cache.gateway.answers import End, Head, entry_of, head_of, keepable, own_headers
 from llm_edge_cache.gateway.broadcast import Broadcast
 from llm_edge_cache.gateway.config import GatewayConfig
 from llm_edge_cache.gateway.exchange import Exchange
@@ -75,7 +75,8 @@ class AnswerFlights:
             return local.broadcast, False
         broadcast = Broadcast()
         begun = self._engine.core.begin(exchange.key)
-        task = self._start(self._fill(exchange, broadcast), broadcast)
+        patience = 0.0 if exchange.controls.no_store else self._config.background_limit
+        task = self._start(self._fill(exchange, broadcast), broadcast, patience)
         self._local[exchange.key] = local = _Local(broadcast, begun, task)
         task.add_done_callback(lambda _: self._forget(exchange.key, local))
         return broadcast, True
@@ -91,7 +92,8 @@ class AnswerFlights:
     def ask(self, exchange: Exchange, *, store: bool) -> Broadcast:
         """Ask the upstream for this request alone, whoever else asks for the same; store the answer if told to."""
         broadcast = Broadcast()
-        self._start(self._call(exchange, broadcast, Lead(exchange.key, -1, 0), store=store), broadcast)
+        patience = self._config.background_limit if store else 0.0
+        self._start(self._call(exchange, broadcast, Lead(exchange.key, -1, 0), store=store), broadcast, patience)
         return broadcast
 
     async def drain(self, seconds: float) -> None:
@@ -102,8 +104,19 @@ class AnswerFlights:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _start(self, filling: Any, broadcast: Broadcast) -> asyncio.Task[None]:
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(self._guard(filling, broadcast))
+    def _start(self, filling: Any, broadcast: Broadcast, patience: float) -> asyncio.Task[None]:
+        """Fill a broadcast; once its last client has left, for at most so many seconds more."""
+        loop = asyncio.get_running_loop()
+        task: asyncio.Task[None] = loop.create_task(self._guard(filling, broadcast))
+
+        def give_up() -> None:
+            if broadcast.readers == 0:  # nobody has joined meanwhile
+                task.cancel()
+
+        def wait_for_others() -> None:
+            loop.call_later(patience, give_up)
+
+        broadcast.on_left = wait_for_others
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -255,7 +268,7 @@ class AnswerFlights:
         """Pass the answer on as it comes, and judge it."""
         head = Head(call.status, keepable(call.headers))
         log.head(head)
-        broadcast.start(head, "upstream", [header for header in call.headers if header[0] != b"content-length"])
+        broadcast.start(head, "upstream", own_headers(call.headers))
         judge = exchange.protocol.stream_judge(call.status, call.headers, cut_reasons=self._cut_reasons)
         events = _Events(judge) if head.is_stream and not head.is_encoded else None
         async for chunk in call.chunks():
