@@ -247,7 +247,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Source]:
 
 
 class Record(NamedTuple):
-    """One entry. The value is valid until the next record is asked for."""
+    """One entry."""
 
     key: bytes
     value: memoryview
