@@ -72,9 +72,19 @@ class CacheManager:
     def __init__(
         self, l1: L1Config = DEFAULT_L1, l2: L2Config | None = None, *, slab: SharedSlab | None = None
     ) -> None:
-        self._engine = Engine(l1, l2, slab)
-        self._core = self._engine.core
-        self._look = self._core.look
+        self._use(Engine(l1, l2, slab))
+
+    @classmethod
+    def over(cls, engine: Engine) -> Self:
+        """Return another face of a cache that is open in this process; to close either is to close both."""
+        manager = cls.__new__(cls)
+        manager._use(engine)
+        return manager
+
+    def _use(self, engine: Engine) -> None:
+        self._engine = engine
+        self._core = engine.core
+        self._look = engine.core.look
         self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Loop] = weakref.WeakKeyDictionary()
 
     # ---- life ----

@@ -76,11 +76,21 @@ class SyncCacheManager:
     def __init__(
         self, l1: L1Config = DEFAULT_L1, l2: L2Config | None = None, *, slab: SharedSlab | None = None
     ) -> None:
-        self._engine = Engine(l1, l2, slab)
-        self._core = self._engine.core
-        self._look = self._core.look
+        self._use(Engine(l1, l2, slab))
+
+    @classmethod
+    def over(cls, engine: Engine) -> Self:
+        """Return another face of a cache that is open in this process; to close either is to close both."""
+        manager = cls.__new__(cls)
+        manager._use(engine)
+        return manager
+
+    def _use(self, engine: Engine) -> None:
+        self._engine = engine
+        self._core = engine.core
+        self._look = engine.core.look
         self._start_over()
-        self._engine.fork_hooks.append(self._start_over)
+        engine.fork_hooks.append(self._start_over)
 
     def _start_over(self) -> None:
         self._local = _LocalFlights()
@@ -209,7 +219,7 @@ class SyncCacheManager:
         if self._engine.tier is None:
             return 0
         with contextlib.suppress(RedisTrouble):
-            self._perform(self._engine.measure_l2())
+            self.perform(self._engine.measure_l2())
         return self._engine.slab._word(Word.L2_ENTRIES)
 
     @property
@@ -275,7 +285,7 @@ class SyncCacheManager:
     ) -> Served:
         local = self._local
         try:
-            flight.served = self._perform(self._engine.fetch(key, options, until_ns=until_ns), compute)
+            flight.served = self.perform(self._engine.fetch(key, options, until_ns=until_ns), compute)
         except OutOfTimeError:  # as what is no Exception, a matter of this thread alone
             raise
         except Exception as error:
@@ -293,12 +303,18 @@ class SyncCacheManager:
             self._lead(flight, key, compute, options)
 
     def _invalidate(self, what: Invalidation) -> None:
-        self._perform(self._engine.invalidator.invalidate(what))
+        self.perform(self._engine.invalidator.invalidate(what))
 
     def _open_once(self) -> None:
         if not self._engine.is_open:
             self._engine.open()
 
-    def _perform(self, steps: Steps[_T], compute: Compute | None = None) -> _T:
+    @property
+    def engine(self) -> Engine:
+        """This process's part of the cache, for what is built on it."""
+        return self._engine
+
+    def perform(self, steps: Steps[_T], compute: Compute | None = None) -> _T:
+        """Run an operation of the engine in this thread."""
         self._open_once()
         return perform(steps, self._engine.world(compute))
