@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llm_edge_cache.effects import BlockingCall, Steps
 from llm_edge_cache.invalidation import STREAM_LENGTH, Invalidator, applied
-from llm_edge_cache.redis_client import Call
-from llm_edge_cache.redis_records import pack_id, stream_id
+from llm_edge_cache.redis_client import Call, Script
+from llm_edge_cache.redis_records import RAISE, pack_id, stream_id, text_of_id
 from llm_edge_cache.redis_tier import RedisTier
 from llm_edge_cache.regions import Counter, Word
 
@@ -70,39 +70,51 @@ class Follower:
         Raises:
             RedisTrouble: Redis did not answer.
         """
-        if not self._has_established:
-            yield from self._establish()
         cursor = self._slab._word(Word.CURSOR)
+        if not self._has_established or not cursor:
+            yield from self._establish()
+            cursor = self._slab._word(Word.CURSOR)
         asked_ns = time.monotonic_ns()
         read = (b"XREAD", b"COUNT", _BATCH, b"BLOCK", BLOCK_MS, b"STREAMS", self._tier.names.events, stream_id(cursor))
         entries = _entries_of((yield from self._tier.ask(BlockingCall(Call(read), BLOCK_MS / 1000))))
+        # After it was read: 1 the place is there  2 A announces, Redis loses the stream  3 nothing new is read.
+        if not (yield from self._has_place(cursor)):
+            self._has_established = False
+            return
         for identifier, fields in entries:
-            self._apply(fields)
+            packed = pack_id(identifier)
+            self._apply(fields, packed)
             # After it is applied: a reader killed in between leaves it to its successor.
-            self._slab._word_raise(Word.CURSOR, pack_id(identifier))
-            self._slab._word_raise(Word.BEGIN, pack_id(identifier))
+            self._slab._word_raise(Word.CURSOR, packed)
+            self._slab._word_raise(Word.BEGIN, packed)
         if len(entries) < _BATCH:
             self._slab._word_raise(Word.CONTACT, asked_ns)
 
-    def _apply(self, fields: dict[bytes, bytes]) -> None:
+    def _apply(self, fields: dict[bytes, bytes], identifier: int) -> None:
         what, origin = applied(fields)
         # This host's own were applied before they were announced and after: once more would throw out what came since.
         if what is None or origin == b"%d" % self._slab._mapping.nonce:
             return
+        if what.kind == "all":
+            # First: 1 L1 is cleared  2 Q finds a value from before in Redis, and fills L1  3 such values become void.
+            self._slab._word_raise(Word.CLEARED, identifier)
         self._invalidator.apply(what)
         self._slab._count(Counter.INVALIDATED_REMOTE)
 
+    def _has_place(self, cursor: int) -> Steps[bool]:
+        """Tell whether the stream still holds the entry that was applied last, and so everything since."""
+        identifier = stream_id(cursor)
+        found = yield from self._tier.ask(Call((b"XRANGE", self._tier.names.events, identifier, identifier)))
+        return bool(found)
+
     def _establish(self) -> Steps[None]:
         """Find the place in the stream from which to go on; where that is lost, go on from its end with an empty L1."""
-        names, ask = self._tier.names, self._tier.ask
         cursor = self._slab._word(Word.CURSOR)
-        has_place = cursor and (yield from ask(Call((b"XRANGE", names.events, stream_id(cursor), stream_id(cursor)))))
+        has_place = cursor != 0 and (yield from self._has_place(cursor))
         newest = cursor if has_place else (yield from self._newest())
         # After the place in the stream is known: 1 read `cleared`  2 a clear_all  3 take the newest entry, which is
         # that one's, for the place: its id would be known from neither.
-        cleared = yield from ask(Call((b"GET", names.cleared)))
-        if cleared:
-            self._slab._word_raise(Word.CLEARED, int(cleared, 16))
+        yield from self._learn_cleared()
         if not has_place:
             self._start_over(newest, is_first=not cursor)
         self._has_established = True
@@ -116,14 +128,29 @@ class Follower:
         hello = (b"XADD", names.events, b"MAXLEN", b"~", STREAM_LENGTH, b"*", b"kind", b"hello")
         return pack_id((yield from ask(Call(hello))))
 
+    def _learn_cleared(self) -> Steps[None]:
+        """Learn the id of the last clear_all.
+
+        One that is gone was never there, or Redis lost it, and tombstones with it: it is recreated at the newest id.
+        1 A's write of an old K hangs  2 K is invalidated  3 Redis loses everything  4 the write arrives, and no
+        tombstone refuses it: but it began before what is now taken for the last clear_all.
+        """
+        names, ask = self._tier.names, self._tier.ask
+        cleared = yield from ask(Call((b"GET", names.cleared)))
+        if not cleared:
+            newest = text_of_id((yield from self._newest()))
+            cleared = yield from ask(Script(RAISE, names.cleared, (newest, 0)))
+        self._slab._word_raise(Word.CLEARED, int(cleared, 16))
+
     def _start_over(self, newest: int, *, is_first: bool) -> None:
         if not is_first:
             _log.warning("invalidations may have been missed: L1 is cleared")
             self._slab._count(Counter.STREAM_FLUSHES)
         self._slab._word_set(Word.BEGIN, newest)
-        self._slab._word_set(Word.CURSOR, newest)
-        # After the cursor: what is stored from here on is told of by the stream.
+        # Before the cursor: a reader killed in between leaves the clearing to its successor. What is stored from here
+        # on is told of by the entries after `newest`.
         self._slab.clear()
+        self._slab._word_set(Word.CURSOR, newest)
 
 
 def _entries_of(reply: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
