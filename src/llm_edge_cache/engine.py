@@ -270,7 +270,7 @@ class Engine:
         start = time.monotonic_ns()
         histogram: int = Histogram.L2
         while True:
-            outcome = yield from self.tier.claim(lead.key, token, b"" if stale is None else stale.header)
+            outcome = yield from self.tier.claim(lead.key, token, b"" if stale is None else stale.identity)
             if isinstance(outcome, Unanswered):
                 return outcome
             if isinstance(outcome, Leased):

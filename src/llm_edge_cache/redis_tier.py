@@ -15,7 +15,7 @@ from llm_edge_cache.breaker import Breaker
 from llm_edge_cache.codec import CodecError, Entry, EntryCodec
 from llm_edge_cache.effects import BlockingCall, Steps
 from llm_edge_cache.redis_client import Batch, Call, RedisTrouble, Script
-from llm_edge_cache.redis_records import CLAIM, HEADER_BYTES, RELEASE, RENEW, WRITE, parse_value, text_of_id
+from llm_edge_cache.redis_records import CLAIM, IDENTITY_BYTES, RELEASE, RENEW, WRITE, parse_value, text_of_id
 from llm_edge_cache.regions import Counter, Histogram, Word
 from llm_edge_cache.settings import L2Config
 
@@ -54,7 +54,8 @@ class Found(NamedTuple):
 
     entry: Entry
     data: bytes
-    header: bytes
+    identity: bytes
+    """What tells its record from any other value of the key."""
     is_stale: bool
 
 
@@ -178,7 +179,7 @@ class RedisTier:
         Args:
             key: 64 hexadecimal digits.
             token: 32 hexadecimal digits that nobody else uses.
-            void: the header of a value that is known to be void, so that the lease replaces it.
+            void: the identity of a value that is known to be void, so that the lease replaces it.
         """
         if not self.is_usable():
             self._slab._count(Counter.L2_SKIPPED)
@@ -191,7 +192,7 @@ class RedisTier:
                 found = yield from self._judge(key, reply)
                 if found is not None:
                     return found
-                void = reply[:HEADER_BYTES]
+                void = reply[:IDENTITY_BYTES]
         except RedisTrouble:
             return UNANSWERED
 
@@ -214,7 +215,7 @@ class RedisTier:
             if not all(isinstance(found, bytes) and found <= text_of_id(value.begin) for found in ids):
                 return None
         is_stale = entry.expires_at is not None and entry.expires_at <= time.time()
-        return Found(entry, value.data, record[:HEADER_BYTES], is_stale)
+        return Found(entry, value.data, record[:IDENTITY_BYTES], is_stale)
 
     # ---- writing ----
 
