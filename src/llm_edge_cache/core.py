@@ -111,12 +111,14 @@ class Core:
             self._drop_bad(key, error)
             return self._missed(key, start, None)
         response = entry.response
-        if entry.expires_at is not None and entry.expires_at <= time.time():
-            return self._missed(key, start, entry)
         if entry.generations and self._is_overtaken(entry):
             self.slab._count(Counter.L1_EXPIRED_TAGS)
             return self._missed(key, start, None)
-        if self._trusted_ns and self._needs_verifying(entry, start):
+        is_unverified = self._trusted_ns != 0 and self._needs_verifying(entry, start)
+        if entry.expires_at is not None and entry.expires_at <= time.time():
+            # What is stale must not be served unverified either: Redis, which answers, has something newer or nothing.
+            return self._missed(key, start, None if is_unverified else entry)
+        if is_unverified:
             return self._missed(key, start, entry, is_unverified=True)
         if entry.is_negative:
             self._record(_L1_HITS, _L1_TIMES, start)
@@ -169,8 +171,11 @@ class Core:
         if entry is None or self._is_overtaken(entry):
             return None, Look(key, token, begun, None)
         is_stale = entry.expires_at is not None and entry.expires_at <= time.time()
-        if is_stale or (self._trusted_ns and self._needs_verifying(entry, begun.began_ns)):
-            return None, Look(key, token, begun, entry, not is_stale)
+        is_unverified = self._trusted_ns != 0 and self._needs_verifying(entry, begun.began_ns)
+        if is_stale:
+            return None, Look(key, token, begun, None if is_unverified else entry)
+        if is_unverified:
+            return None, Look(key, token, begun, entry, is_unverified=True)
         return entry, Look(key, token, begun, None)
 
     def _is_overtaken(self, entry: Entry) -> bool:
