@@ -293,7 +293,7 @@ class Core:
         local = _with(stamped, now, lives.valid_l1, dict.fromkeys(tags, begun.epoch))
         data = self.codec.encode(local)
         is_stored = self._keep_l1(key, data, begun, lives, tags)
-        if self._l2 is None:
+        if self._l2 is None or (not is_stored and self.has_overtaken(begun, key, tags)):
             return is_stored, None
         if tags or lives.valid_l1 != lives.valid_l2:
             data = self.codec.encode(_with(stamped, now, lives.valid_l2, dict.fromkeys(tags, begun.begin)))

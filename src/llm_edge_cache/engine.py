@@ -126,10 +126,13 @@ class Engine:
     def _follow_this(self, l2: L2Config) -> None:
         """What the slab's words say must be of this Redis: one that was used with another starts anew."""
         fingerprint = hash_of(f"{self._target!r} {l2.key_prefix}")
-        if self.slab._word(Word.FOLLOWED) != fingerprint:
-            for word in (Word.CURSOR, Word.BEGIN, Word.CLEARED, Word.CONTACT, Word.BREAKER, Word.READER):
+        followed = self.slab._word(Word.FOLLOWED)
+        if followed == fingerprint or not self.slab._word_exchange(Word.FOLLOWED, followed, fingerprint):
+            return
+        if followed != 0:
+            # The cursor last: whoever finds none learns all the others anew.
+            for word in (Word.BEGIN, Word.CLEARED, Word.CONTACT, Word.BREAKER, Word.READER, Word.CURSOR):
                 self.slab._word_set(word, 0)
-            self.slab._word_set(Word.FOLLOWED, fingerprint)
 
     def new_client(self, kind: Callable[..., Any]) -> Any:
         """Return a client of this Redis; None without one."""
@@ -311,12 +314,11 @@ class Engine:
         stale = max(options.stale_while_revalidate, options.stale_if_error)
         lives = self.core.lives(l1_ttl, l2_ttl, jitter=jitter, stale=stale)
         is_kept, write = self.core.keep(lead.key, begun, entry, lives, options.tags, lease=lead.lease or b"")
-        is_overtaken = not is_kept and self.core.has_overtaken(begun, lead.key, options.tags)
-        if is_overtaken:
-            self._release(lead)
-        elif write is not None and self.queue is not None:
+        if write is not None and self.queue is not None:
             self.queue.put(write)
-        elif not is_kept:
+            return
+        self._release(lead)
+        if not is_kept and not self.core.has_overtaken(begun, lead.key, options.tags):
             self.flights.tell_uncacheable(lead)
 
     def _release(self, lead: Lead) -> None:

@@ -133,7 +133,8 @@ CLAIM: Final = LuaScript(
     + """
 -- token, lease in milliseconds, identity of a value known to be void or ''
 -- -> a value's record; a negative number: leased to another, for so many milliseconds; 1: leased to the caller
-if kind == 'V' and (ARGV[3] == '' or string.sub(head, 1, #ARGV[3]) ~= ARGV[3]) then return redis.call('GET', KEYS[1]) end
+local is_void = ARGV[3] ~= '' and string.sub(head, 1, #ARGV[3]) == ARGV[3]
+if kind == 'V' and not is_void then return redis.call('GET', KEYS[1]) end
 if leased() and token ~= ARGV[1] then return -math.max(1, tonumber(string.sub(head, 50, 62)) - now()) end
 local record = 'L' .. floor .. ARGV[1] .. string.format('%013.0f', now() + ARGV[2])
 redis.call('SET', KEYS[1], record, 'PX', life(ARGV[2], guard()))

@@ -49,7 +49,11 @@ class Monitor:
     """
 
     def __init__(
-        self, slabs: list[SharedSlab], keys: list[str], affected: Callable[[What], list[str]], meaning: dict[bytes, What]
+        self,
+        slabs: list[SharedSlab],
+        keys: list[str],
+        affected: Callable[[What], list[str]],
+        meaning: dict[bytes, What],
     ) -> None:
         self.source: Versions = dict.fromkeys(keys, 1)
         self.answers = 0

@@ -372,7 +372,9 @@ class Run:
             for process in self.processes:
                 for key in self.plan.keys:
                     found = process.manager.lookup(self.request(key))
-                    self.monitor.judge(key, found.response and found.response.content, self.monitor.expect(process.host))
+                    self.monitor.judge(
+                        key, found.response and found.response.content, self.monitor.expect(process.host)
+                    )
             for slab in self.slabs:
                 slab.clear()
 
@@ -417,7 +419,9 @@ class World:
         if number % ROUNDS_PER_SLAB == 0 or not self.slabs:
             self._drop_slabs()
             config = SlabConfig(memory_bytes=2 * MiB, max_entries=500)
-            self.slabs = [SharedSlab(f"interleavings-{os.getpid()}-{secrets.token_hex(3)}", config) for _ in range(HOSTS)]
+            self.slabs = [
+                SharedSlab(f"interleavings-{os.getpid()}-{secrets.token_hex(3)}", config) for _ in range(HOSTS)
+            ]
         self._bare.flushdb()
         for slab in self.slabs:
             slab.clear()
