@@ -4,7 +4,9 @@ A key's *version* counts the changes of what it is computed from: it grows when 
 (the user changes the source, then invalidates). An answer of version v is *old* for whoever may no longer see it:
 
 - on the host of an invalidation, operations that begin after it returned;
-- on another host, operations that begin after the stream entry that confirms it was applied there (`Word.CURSOR`).
+- on another host, operations that begin after the stream entry that confirms it was applied there (`Word.CURSOR`), and
+  at the latest when it has returned and that host has applied all there is;
+- at the end, when nothing is under way and everything was delivered, on every host.
 
 What confirms what is read off the commands that really reached Redis: an announcement (XADD) covers the versions of its
 moment, a tombstone or raised id carries an announcement's number, and an announcement after that confirms it.
@@ -65,6 +67,8 @@ class Monitor:
         self._announced: dict[int, tuple[What, Versions]] = {}
         self._voided: dict[What, Versions] = {}
         self._confirmed: list[tuple[int, Versions]] = []
+        self.newest = 0
+        """The last id of the stream, as far as this run has made it."""
         self._losses = 0
         self._noticed_before = [self._starts_over(host) for host in range(len(slabs))]
 
@@ -76,9 +80,18 @@ class Monitor:
             self.source[key] += 1
         return self._now(what)
 
-    def returned(self, host: int, versions: Versions) -> None:
+    def returned(self, host: int, what: What, versions: Versions) -> None:
         """The invalidation returned."""
         _raise(self._returned[host], versions)
+        voided = self._voided.get(what, {})
+        if all(voided.get(key, 0) >= version for key, version in versions.items()):  # else it is in the journal
+            self._confirmed.append((self.newest, versions))
+
+    def ended(self) -> None:
+        """Everything that returned has been delivered by now."""
+        for versions in self._returned:
+            for others in self._returned:
+                _raise(versions, others)
 
     def saw(self, command: Any, reply: Any) -> None:
         """A command was carried out."""
@@ -90,6 +103,7 @@ class Monitor:
                 _raise(self._voided.setdefault(what, {}), versions)
 
     def _saw_announcement(self, fields: dict[Any, Any], identifier: int) -> None:
+        self.newest = max(self.newest, identifier)
         what = (fields[b"kind"].decode(), fields.get(b"name", b"").decode())
         if what[0] == "hello":
             return

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 
-_IDLE_WEIGHT = 0.02
+_IDLE_WEIGHT = 0.01
 
 
 class Killed(BaseException):
@@ -34,6 +34,7 @@ class Actor:
         self.turn = threading.Lock()
         self.turn.acquire()
         self.is_idle = False
+        self.until: Callable[[], bool] | None = None
         self.is_killed = False
         self.is_done = False
         self.thread: threading.Thread | None = None
@@ -108,8 +109,12 @@ class Interleaver:
         """Tell whether an actor whose name begins with one of these has not ended."""
         return any(not actor.is_done and actor.name.startswith(names) for actor in self._actors)
 
-    def pause(self, *, idle: bool = False) -> None:
-        """Let others go first, perhaps. idle: there is nothing to do before others have done something.
+    def pause(self, *, idle: bool = False, until: Callable[[], bool] | None = None) -> None:
+        """Let others go first, perhaps.
+
+        Args:
+            idle: It makes little sense to go on before others have done something.
+            until: Go on only when this is true.
 
         Raises:
             Killed: this actor was killed.
@@ -124,11 +129,11 @@ class Interleaver:
             self._give_up(Stuck(f"{self._limit} steps, and still going: {[a.name for a in self._alive()]}"))
             raise Killed
         self.on_step(self.steps)
-        me.is_idle = idle
-        if idle or self._random.random() >= self._stickiness:
+        me.is_idle, me.until = idle, until
+        if idle or until is not None or self._random.random() >= self._stickiness:
             self._pass_on()
             me.turn.acquire()
-        me.is_idle = False
+        me.is_idle, me.until = False, None
         if me.is_killed:
             raise Killed
 
@@ -142,10 +147,14 @@ class Interleaver:
         if not alive:
             self._finished.release()
             return
-        if self._idle_seconds and all(actor.is_idle for actor in alive):
+        able = [actor for actor in alive if actor.is_killed or actor.until is None or actor.until()]
+        if not able:
+            self._give_up(Stuck(f"each waits for another: {[actor.name for actor in alive]}"))
+            able = alive
+        if self._idle_seconds and all(actor.is_idle for actor in able):
             time.sleep(self._idle_seconds)
-        weights = [actor.weight * (_IDLE_WEIGHT if actor.is_idle else 1.0) for actor in alive]
-        self._current = self._random.choices(alive, weights)[0]
+        weights = [actor.weight * (_IDLE_WEIGHT if actor.is_idle else 1.0) for actor in able]
+        self._current = self._random.choices(able, weights)[0]
         self._current.turn.release()
 
     def _start(self, actor: Actor) -> None:

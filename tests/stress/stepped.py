@@ -76,7 +76,6 @@ class SteppedRedis:
         if isinstance(command, Batch):
             return self._run_batch(command)
         if blocking:
-            self._interleaver.pause(idle=True)
             at = command.args.index(b"BLOCK")
             command = Call(command.args[:at] + command.args[at + 2 :])
         return self._run_one(command)
@@ -118,8 +117,8 @@ class _Lock:
 
     def __enter__(self) -> None:
         self._interleaver.pause()
-        while self._is_held:
-            self._interleaver.pause(idle=True)
+        if self._is_held:
+            self._interleaver.pause(until=lambda: not self._is_held)
         self._is_held = True
 
     def __exit__(self, *_: object) -> None:
@@ -138,9 +137,7 @@ class _Event:
         self._is_set = True
 
     def wait(self, timeout: float | None = None) -> bool:
-        self._interleaver.pause(idle=True)
-        while timeout is None and not self._is_set:
-            self._interleaver.pause(idle=True)
+        self._interleaver.pause(until=None if timeout is not None else self.is_set)
         return self._is_set
 
 
