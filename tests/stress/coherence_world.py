@@ -263,7 +263,7 @@ class Run:
         word = self.slabs[process.host]._word
         is_behind = word(Word.CURSOR) < self.monitor.newest or word(Word.UNDELIVERED) != 0
         has_ended = not self.interleaver.living("user", "llm-edge-cache", "writes")
-        return is_behind or has_ended or self._is_lost or not process.engine.tier.breaker.is_closed()
+        return is_behind or has_ended or self._is_lost or word(Word.BREAKER) != 0
 
     def _write(self, process: Process) -> None:
         def is_over() -> bool:
