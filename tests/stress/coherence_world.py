@@ -93,7 +93,7 @@ class Plan(NamedTuple):
     failing: float = 0.0
     """Share of commands that Redis does not answer."""
     loss: str = ""
-    """What Redis loses on the way: "all" its data, or its "stream"."""
+    """What Redis loses on the way: "all" its data, its "stream", or the ids of "tags"."""
     kills: bool = False
     is_short: bool = False
     """Values live for milliseconds, and users wait for that."""
@@ -102,6 +102,9 @@ class Plan(NamedTuple):
     stores: float = 0.3
     """Share of lookup and store among the operations; `invalidations` as well; the rest is get_or_compute."""
     invalidations: float = 0.35
+    script: tuple[tuple[str, ...], ...] = ()
+    """What each user does, in place of anything: "key", "tag", "all" (invalidations), "store", "fetch", "nap". The first
+    key is in both tiers of the first host by then."""
 
 
 def random_plan(generator: random.Random) -> Plan:
@@ -119,7 +122,7 @@ def random_plan(generator: random.Random) -> Plan:
         stickiness=generator.choice((0.0, 0.5, 0.9)),
         lateness=generator.choice((1.0, 10.0, 100.0)),
         failing=generator.choice((0.05, 0.3)) if chance() < 0.15 else 0.0,
-        loss=generator.choice(("all", "stream")) if chance() < 0.1 else "",
+        loss=generator.choice(("all", "stream", "tags")) if chance() < 0.1 else "",
         kills=kills,
         is_short=chance() < 0.15,
         out_of_contact=chance() < 0.15,
@@ -241,14 +244,23 @@ class Run:
                 self.interleaver.spawn(f"writes {process.name}", process.name, lambda of=process: self._write(of))
             )
         for writer in self._writers:
-            writer.weight = 1 / self.plan.lateness
-        for number in range(self.plan.users):
+            writer.weight = 1 / self.generator.choice((1.0, self.plan.lateness))
+        if self.plan.script:
+            self._prime(self.processes[0], self.plan.keys[0])
+        for number in range(len(self.plan.script) or self.plan.users):
             process = self.processes[number % len(self.processes)]
             haste = self.generator.choice((1.0, 1.0, 0.1))
-            self.interleaver.spawn(f"user {number}", process.name, lambda of=process: self._use(of), weight=haste)
+            self.interleaver.spawn(
+                f"user {number}", process.name, lambda of=process, n=number: self._use(of, n), weight=haste
+            )
         self._schedule_mishaps()
         self.interleaver.run()
         self._look_at_the_end()
+
+    def _prime(self, process: Process, key: str) -> None:
+        process.manager.store(self.request(key), CachedResponse(f"{key}:1", "model"), tags=self.tags(key))
+        process.engine._send(process.queue.items)
+        process.queue.items.clear()
 
     def _keep_up(self, process: Process) -> None:
         while self.interleaver.living("user", "llm-edge-cache", "writes"):
@@ -274,19 +286,28 @@ class Run:
             if process.queue.items:
                 process.send_some(self.generator)
 
-    def _use(self, process: Process) -> None:
-        draw = self.generator
-        for _ in range(self.plan.operations):
-            key = draw.choice(self.plan.keys)
-            share = draw.random()
-            if self.plan.is_short and draw.random() < 0.3:
+    def _use(self, process: Process, number: int) -> None:
+        for action in self.plan.script[number] if self.plan.script else self._any_actions():
+            key = self.generator.choice(self.plan.keys)
+            if action == "nap":
+                for _ in range(10):
+                    self.interleaver.pause()
                 time.sleep(SHORT_LIFE)
-            if share < self.plan.invalidations:
-                self._invalidate(process, key, draw.choice(self.plan.kinds))
-            elif share < self.plan.invalidations + self.plan.stores:
+            elif action == "store":
                 self._lookup_and_store(process, key)
-            else:
+            elif action == "fetch":
                 self._get_or_compute(process, key)
+            else:
+                self._invalidate(process, key, action)
+
+    def _any_actions(self) -> Iterator[str]:
+        plan, draw = self.plan, self.generator
+        shares = (plan.invalidations, plan.stores, 1 - plan.invalidations - plan.stores)
+        for _ in range(plan.operations):
+            if plan.is_short and draw.random() < 0.3:
+                yield "nap"
+            (action,) = draw.choices((draw.choice(plan.kinds), "store", "fetch"), shares)
+            yield action
 
     def _invalidate(self, process: Process, key: str, kind: str) -> None:
         manager, request = process.manager, self.request(key)
@@ -339,7 +360,7 @@ class Run:
 
     def _schedule_mishaps(self) -> None:
         due: dict[int, Callable[[], None]] = {}
-        within = 120 * self.plan.users
+        within = 40 * (sum(map(len, self.plan.script)) or 3 * self.plan.users)
         if self.plan.loss:
             due[self.generator.randrange(within)] = self._lose
         if self.plan.kills:
@@ -347,11 +368,13 @@ class Run:
         self.interleaver.on_step = lambda step: due.pop(step, lambda: None)()
 
     def _lose(self) -> None:
-        self._is_lost = True
+        self._is_lost = self.plan.loss != "tags"
         with self.client_beside() as client:
             if self.plan.loss == "all":
                 client.flushdb()
                 self.monitor.lost()
+            elif self.plan.loss == "tags":
+                client.delete(*client.keys(self.names.prefix + b"tag:*") or [b"none"])
             else:
                 client.xtrim(self.names.events, maxlen=0)
 
@@ -362,7 +385,8 @@ class Run:
             yield client
 
     def _kill(self) -> None:
-        victim = self.generator.choice(self.processes)
+        running = [process for process in self.processes if process.name == self.interleaver.group]
+        victim = self.generator.choice(running * len(self.processes) + self.processes)
         self.interleaver.kill(victim.name)
         victim.queue.items.clear()
         self.processes = [process for process in self.processes if process is not victim]
