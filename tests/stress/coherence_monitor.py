@@ -27,7 +27,7 @@ What = tuple[str, str]
 Versions = dict[str, int]
 
 
-class Violation(AssertionError):
+class Violation(AssertionError):  # noqa: N818 - what it is
     """An answer that must not have been given."""
 
 
@@ -66,11 +66,13 @@ class Monitor:
         self._returned: list[Versions] = [{} for _ in slabs]
         self._announced: dict[int, tuple[What, Versions]] = {}
         self._voided: dict[What, Versions] = {}
-        self._confirmed: list[tuple[int, Versions]] = []
+        self._confirmed: list[tuple[int, int, Versions]] = []
+        """Host of origin, id, and what is confirmed by it. That host itself is told by the return alone."""
+        self._host_of = {b"%d" % slab._mapping.nonce: host for host, slab in enumerate(slabs)}
         self.newest = 0
         """The last id of the stream, as far as this run has made it."""
         self._losses = 0
-        self._noticed_before = [self._starts_over(host) for host in range(len(slabs))]
+        self._noticed_before = [self.starts_over(host) for host in range(len(slabs))]
 
     # ---- what happens ----
 
@@ -85,7 +87,7 @@ class Monitor:
         _raise(self._returned[host], versions)
         voided = self._voided.get(what, {})
         if all(voided.get(key, 0) >= version for key, version in versions.items()):  # else it is in the journal
-            self._confirmed.append((self.newest, versions))
+            self._confirmed.append((host, self.newest, versions))
 
     def ended(self) -> None:
         """Everything that returned has been delivered by now."""
@@ -109,7 +111,11 @@ class Monitor:
             return
         self._announced[identifier] = (what, self._now(what))
         if what in self._voided:
-            self._confirmed.append((identifier, dict(self._voided[what])))
+            self._confirmed.append((self._host_of[fields[b"origin"]], identifier, dict(self._voided[what])))
+
+    def starts_over(self, host: int) -> int:
+        """Return how often a host has lost its place in the stream."""
+        return self._slabs[host]._counter_sums()[Counter.STREAM_FLUSHES]
 
     def lost(self) -> None:
         """Redis lost all its data."""
@@ -121,10 +127,10 @@ class Monitor:
         """An operation begins on a host."""
         versions = dict(self._returned[host])
         cursor = self._slabs[host]._word(Word.CURSOR)
-        for identifier, confirmed in self._confirmed:
-            if identifier <= cursor:
+        for origin, identifier, confirmed in self._confirmed:
+            if origin != host and identifier <= cursor:
                 _raise(versions, confirmed)
-        noticed = self._starts_over(host) - self._noticed_before[host]
+        noticed = self.starts_over(host) - self._noticed_before[host]
         return Expected(host, versions, noticed < self._losses)
 
     def judge(self, key: str, content: str | None, expected: Expected) -> None:
@@ -143,9 +149,6 @@ class Monitor:
         needed = expected.versions.get(key, 1)
         if int(version) < needed and not expected.is_blind:
             raise Violation(f"host {expected.host}: {key} was answered in version {version}, {needed} is needed")
-
-    def _starts_over(self, host: int) -> int:
-        return self._slabs[host]._counter_sums()[Counter.STREAM_FLUSHES]
 
     def _now(self, what: What) -> Versions:
         return {key: self.source[key] for key in self._affected(what)}

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # redis_servers.py
 
+import redis
 from coherence_monitor import Monitor, What
 from interleaver import Actor, Interleaver
 from redis_servers import RedisServer
@@ -71,7 +72,7 @@ COUNTED = {
 }
 
 
-class ComputationFails(Exception):
+class ComputationFails(Exception):  # noqa: N818 - what happens
     """What a user's function raises now and then."""
 
 
@@ -103,8 +104,8 @@ class Plan(NamedTuple):
     """Share of lookup and store among the operations; `invalidations` as well; the rest is get_or_compute."""
     invalidations: float = 0.35
     script: tuple[tuple[str, ...], ...] = ()
-    """What each user does, in place of anything: "key", "tag", "all" (invalidations), "store", "fetch", "nap". The first
-    key is in both tiers of the first host by then."""
+    """What each user does, in place of anything: "key", "tag", "all" (invalidations), "store", "fetch", "nap". By then
+    the first key is in both tiers of the first host."""
 
 
 def random_plan(generator: random.Random) -> Plan:
@@ -203,7 +204,7 @@ class Run:
         self.names = names
         self.monitor = Monitor(self.slabs, list(plan.keys), self._affected, meaning)
         self._writers: list[Actor] = []
-        self._is_lost = False
+        self._unnoticed: dict[int, int] = {}
         self.processes: list[Process] = []
 
     def request(self, key: str) -> CacheableRequest:
@@ -275,7 +276,8 @@ class Run:
         word = self.slabs[process.host]._word
         is_behind = word(Word.CURSOR) < self.monitor.newest or word(Word.UNDELIVERED) != 0
         has_ended = not self.interleaver.living("user", "llm-edge-cache", "writes")
-        return is_behind or has_ended or self._is_lost or word(Word.BREAKER) != 0
+        is_lost = self._unnoticed.get(process.host) == self.monitor.starts_over(process.host)
+        return is_behind or has_ended or is_lost or word(Word.BREAKER) != 0
 
     def _write(self, process: Process) -> None:
         def is_over() -> bool:
@@ -368,8 +370,9 @@ class Run:
         self.interleaver.on_step = lambda step: due.pop(step, lambda: None)()
 
     def _lose(self) -> None:
-        self._is_lost = self.plan.loss != "tags"
-        with self.client_beside() as client:
+        if self.plan.loss != "tags":
+            self._unnoticed = {host: self.monitor.starts_over(host) for host in range(HOSTS)}
+        with redis.Redis(unix_socket_path=self.redis_url.removeprefix("unix://")) as client:
             if self.plan.loss == "all":
                 client.flushdb()
                 self.monitor.lost()
@@ -377,12 +380,6 @@ class Run:
                 client.delete(*client.keys(self.names.prefix + b"tag:*") or [b"none"])
             else:
                 client.xtrim(self.names.events, maxlen=0)
-
-    @contextlib.contextmanager
-    def client_beside(self) -> Iterator[Any]:
-        """A bare client, for what happens to Redis from outside."""
-        with _bare_client(self.redis_url) as client:
-            yield client
 
     def _kill(self) -> None:
         running = [process for process in self.processes if process.name == self.interleaver.group]
@@ -410,12 +407,6 @@ class Run:
                     )
             for slab in self.slabs:
                 slab.clear()
-
-
-def _bare_client(url: str) -> Any:
-    import redis
-
-    return redis.Redis(unix_socket_path=url.removeprefix("unix://"))
 
 
 class World:

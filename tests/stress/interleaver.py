@@ -19,7 +19,7 @@ class Killed(BaseException):
     """Ends an actor as SIGKILL would: whatever it tries to do on its way out raises this again."""
 
 
-class Stuck(AssertionError):
+class Stuck(AssertionError):  # noqa: N818 - what they are
     """The actors went on for too long."""
 
 
