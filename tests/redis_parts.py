@@ -16,7 +16,7 @@ from llm_edge_cache.effects import Steps, World, perform
 from llm_edge_cache.follower import Follower
 from llm_edge_cache.invalidation import Invalidation, Invalidator
 from llm_edge_cache.keys import tier_key
-from llm_edge_cache.redis_client import RedisClient, RedisTrouble, parse_redis_url
+from llm_edge_cache.redis_client import Call, RedisClient, RedisTrouble, parse_redis_url
 from llm_edge_cache.redis_tier import RedisTier
 from llm_edge_cache.regions import Counter, Word
 
@@ -44,6 +44,9 @@ class HostParts:
     def run(self, command: Any, *, blocking: float = 0.0) -> Any:
         if self.is_cut:
             raise RedisTrouble("connection", "cut by the test")
+        if blocking:
+            at = command.args.index(b"BLOCK")
+            command = Call((*command.args[: at + 1], 1, *command.args[at + 2 :]))  # no news: no need to wait for it
         return self.client.run(command, blocking=blocking)
 
     def perform(self, steps: Steps[Any]) -> Any:
