@@ -87,3 +87,14 @@ def gateway(served: Gateway) -> Iterator[Gateway]:
     """The gateway that all share, before a provider that answers equal questions alike, and at once."""
     yield served
     served.upstream.provider.settings = AT_ONCE
+
+
+@pytest.fixture(scope="session")
+def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """A gateway of one worker that waits half a second for anybody."""
+    directory = tmp_path_factory.mktemp("hasty")
+    with (
+        StandInUpstream(AT_ONCE) as upstream,
+        run_gateway(directory, upstream, background_limit=0.5, client_timeout=0.5) as running,
+    ):
+        yield running

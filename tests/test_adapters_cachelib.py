@@ -81,6 +81,23 @@ def test_counting_begins_at_0(cache: SharedSlabCache) -> None:
     assert cache.dec("m") == -1
 
 
+def test_a_count_that_another_begins_meanwhile_is_not_lost(
+    cache: SharedSlabCache, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = SharedSlabCache(name)
+    count = cache._store.incr
+
+    def count_late(key: str, delta: Any) -> Any:
+        try:
+            return count(key, delta)
+        except KeyError:
+            assert other.inc(key) == 1
+            raise
+
+    monkeypatch.setattr(cache._store, "incr", count_late)
+    assert cache.inc("n") == other.get("n") == 2
+
+
 def test_counting_goes_on_from_what_was_set(cache: SharedSlabCache) -> None:
     cache.set("n", 2**63 - 1)
     assert cache.inc("n") == 2**63

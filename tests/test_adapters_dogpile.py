@@ -373,22 +373,48 @@ def test_a_forked_child_does_not_release_its_parent_s(name: str) -> None:
     assert not mutex.locked()
 
 
-def _acquire_and_release(mutex: FlightMutex, held: Any) -> None:
-    held.set()
-    mutex.acquire()
-    mutex.release()
+@pytest.fixture
+def begin() -> Iterator[Callable[..., Any]]:
+    """Start a process that is killed at the end of the test."""
+    processes = []
+
+    def start(target: Callable[..., None], *arguments: Any) -> Any:
+        processes.append(FORK.Process(target=target, args=arguments))
+        processes[-1].start()
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.join(PATIENCE)
 
 
-def test_a_forked_child_takes_and_frees_the_object_that_its_parent_held(name: str) -> None:
-    mutex, begun = mutex_of(name), FORK.Event()
+def _acquire_and_release(mutex: FlightMutex, released: Any) -> None:
     mutex.acquire()
-    child = FORK.Process(target=_acquire_and_release, args=(mutex, begun))
-    child.start()
-    assert begun.wait(PATIENCE)
     mutex.release()
-    child.join(PATIENCE)
-    assert child.exitcode == 0
+    released.set()
+    time.sleep(PATIENCE)
+
+
+def test_a_forked_child_takes_and_frees_the_object_that_its_parent_held(name: str, begin: Callable[..., Any]) -> None:
+    mutex, released = mutex_of(name), FORK.Event()
+    mutex.acquire()
+    begin(_acquire_and_release, mutex, released)
+    mutex.release()
+    assert released.wait(PATIENCE)
     assert not mutex.locked()
+
+
+def test_a_forked_child_renews_what_it_holds(name: str, begin: Callable[..., Any]) -> None:
+    backend, held = make(name), FORK.Event()
+    parents, childs = backend.get_mutex("parent's"), backend.get_mutex("child's")
+    assert parents is not None
+    assert childs is not None
+    parents.acquire()  # so the parent has a thread that renews; the child has not
+    begin(_hold, childs, held)
+    assert held.wait(PATIENCE)
+    time.sleep(FLIGHT_LEASE_NS / 1e9 + 0.5)
+    assert childs.acquire(False) is False
 
 
 def _create(name: str, go: Any, calls: Any) -> None:

@@ -29,6 +29,7 @@ def run(program: str, result: Path, *arguments: str) -> dict[str, Any]:
     "program",
     [
         "slab.py",
+        "gateway_streams.py",
         "memory.py",
         "liveness.py",
         "flights.py",

@@ -132,6 +132,33 @@ def test_whoever_waits_for_a_call_that_fails_is_told_as_well(path: str, is_strea
     asyncio.run(main())
 
 
+@STREAM
+def test_who_waits_for_another_s_call_that_breaks_gets_the_answer_of_a_second(
+    is_stream: bool, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = question("whose bad luck?", stream=is_stream)
+    provider = gateway.upstream.provider
+    carry_out = provider._carry_out
+
+    async def slowly(*arguments: Any) -> None:
+        await asyncio.sleep(0.4)
+        await carry_out(*arguments)
+
+    monkeypatch.setattr(provider, "_carry_out", slowly)
+
+    async def main() -> tuple[Reply, list[Reply]]:
+        unlucky = asyncio.create_task(ask(gateway.port, CHAT, body, x_stand_in_fault="drop-before"))
+        while not gateway.calls_of(CHAT, body):
+            await asyncio.sleep(0.01)
+        others = await asyncio.gather(*(ask(gateway.port, CHAT, body) for _ in range(40)))
+        return await unlucky, others
+
+    unlucky, others = asyncio.run(main())
+    assert unlucky.status == 502
+    assert {(reply.status, reply.body) for reply in others} == {(200, others[0].body)}
+    assert gateway.calls_of(CHAT, body) == 2
+
+
 def test_what_a_refusal_tells_of_limits_reaches_its_client(gateway: Gateway) -> None:
     reply = asyncio.run(ask(gateway.port, CHAT, question("too many?"), x_stand_in_fault="429"))
     assert reply.get("retry-after") == "1"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -24,9 +23,7 @@ from gateway_servers import (
     question,
     request,
     request_bytes,
-    run_gateway,
 )
-from stand_in_upstream import AT_ONCE, StandInUpstream
 
 from llm_edge_cache.gateway.stand_in_faults import Plan
 
@@ -202,9 +199,9 @@ def test_a_client_that_reads_slowly_gets_everything(gateway: Gateway) -> None:
         assert (reply.cache, reply.is_whole, reply.body) == (cache, True, b"".join((*frames, end)))
 
 
-def test_a_client_that_stalls_in_its_body_is_told_so_in_the_end(impatient: Gateway) -> None:
+def test_a_client_that_stalls_in_its_body_is_told_so_in_the_end(hasty: Gateway) -> None:
     async def main(path: str) -> Reply:
-        async with await Connection.open(impatient.port) as connection:
+        async with await Connection.open(hasty.port) as connection:
             await connection.send(request_bytes("POST", path, question("to be continued"))[:-3])
             return await connection.body(await connection.head())
 
@@ -224,13 +221,6 @@ def test_a_client_that_leaves_in_its_body_is_nobody_s_problem(gateway: Gateway) 
     before = gateway.calls_of(CHAT, question("never mind" * 20))
     assert asyncio.run(main()).status == 200
     assert gateway.calls_of(CHAT, question("never mind" * 20)) == before
-
-
-@pytest.fixture(scope="module")
-def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    directory = tmp_path_factory.mktemp("impatient")
-    with StandInUpstream(AT_ONCE) as upstream, run_gateway(directory, upstream, client_timeout=0.5) as running:
-        yield running
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import asyncio
 import os
 import re
 import signal
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -26,9 +26,7 @@ from gateway_servers import (
     last_error,
     question,
     request_bytes,
-    run_gateway,
 )
-from stand_in_upstream import AT_ONCE, StandInUpstream
 from worker_servers import PATIENCE_SECONDS
 
 from llm_edge_cache.gateway.stand_in import StandInSettings
@@ -315,14 +313,6 @@ def test_a_worker_dies_alone_and_nothing_partial_is_stored(gateway: Gateway, run
 
 
 # ---- how long what nobody waits for is read ----
-
-
-@pytest.fixture(scope="module")
-def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """Reads for half a second what nobody waits for."""
-    directory = tmp_path_factory.mktemp("hasty")
-    with StandInUpstream(AT_ONCE) as upstream, run_gateway(directory, upstream, background_limit=0.5) as running:
-        yield running
 
 
 class UnderWay:

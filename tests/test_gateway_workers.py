@@ -86,13 +86,13 @@ def test_a_worker_killed_under_load_is_replaced_and_missed_by_no_client_of_the_o
     gateway.wait_ready()
 
 
-def test_a_stop_cuts_no_request(tmp_path: Path) -> None:
+def test_a_stop_cuts_no_request_and_waits_for_no_idle_connection(tmp_path: Path) -> None:
     with StandInUpstream(AT_ONCE) as upstream, run_gateway(tmp_path, upstream, workers=2) as gateway:
         upstream.provider.settings = PACED
 
         async def main() -> list[Reply]:
-            tasks, connections = [], [await Connection.open(gateway.port) for _ in range(31)]
-            leaving = connections.pop()
+            tasks, connections = [], [await Connection.open(gateway.port) for _ in range(32)]
+            leaving, idle = connections.pop(), connections.pop()
             for number, connection in enumerate(connections):
                 body = question(f"until the end {number % 10}", stream=bool(number % 3))
                 tasks.append(asyncio.create_task(connection.ask(CHAT, body)))
@@ -103,7 +103,8 @@ def test_a_stop_cuts_no_request(tmp_path: Path) -> None:
             leaving.writer.transport.abort()
             gateway.server.send(signal.SIGTERM)
             replies = await asyncio.gather(*tasks)
-            await asyncio.gather(*(connection.close() for connection in (leaving, *connections)))
+            assert await idle.reader.read() == b""
+            await asyncio.gather(*(connection.close() for connection in (leaving, idle, *connections)))
             return replies
 
         replies = asyncio.run(asyncio.wait_for(main(), PATIENCE_SECONDS))
@@ -112,17 +113,4 @@ def test_a_stop_cuts_no_request(tmp_path: Path) -> None:
         assert gateway.server.wait() == 0
         # The one whose client had left was read to its end, too.
         assert upstream.provider.tally.completed == upstream.provider.tally.calls
-
-
-def test_a_stop_waits_for_no_idle_connection(tmp_path: Path) -> None:
-    with StandInUpstream(AT_ONCE) as upstream, run_gateway(tmp_path, upstream, workers=2) as gateway:
-
-        async def main() -> None:
-            async with await Connection.open(gateway.port) as connection:
-                assert (await connection.ask(CHAT, question("idle?"))).status == 200
-                gateway.server.send(signal.SIGTERM)
-                assert await connection.reader.read() == b""
-
-        asyncio.run(asyncio.wait_for(main(), PATIENCE_SECONDS))
-        assert gateway.server.wait() == 0
         wait_until(lambda: gateway.worker_pids() == [], "the end of the workers")

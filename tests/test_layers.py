@@ -61,6 +61,8 @@ ORDER = [
     "sync_manager",
     "series",
     "metrics",
+    "snapshot_file",
+    "snapshot",
     "__init__",
     "gateway",
     "adapters",

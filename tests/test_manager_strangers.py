@@ -11,6 +11,7 @@ from redis_servers import RedisServer, wait_for
 
 from llm_edge_cache import CacheableRequest, generate_cache_key
 from llm_edge_cache.invalidation import _JOURNAL
+from llm_edge_cache.redis_records import pack_id
 from llm_edge_cache.regions import Counter, Word
 
 BAD = [counter for counter in Counter if counter.name.startswith("BAD_")]
@@ -218,6 +219,7 @@ def test_garbage_in_place_of_the_last_clear_all_voids_everything_for_who_comes_n
         assert face.engine.tier is not None
         cleared = face.engine.tier.names.cleared
         face.slab.unlink()
+    redis_server.ask("DEL", cleared)
     redis_server.ask(*(("RPUSH", cleared, "x") if garbage is None else ("SET", cleared, garbage)))
     with Face("threads", name, redis_server.url, key_prefix=f"{name}:") as face:
         face.wait_usable()
@@ -234,10 +236,7 @@ def _is_whole_again(face: Face, redis_server: RedisServer) -> None:
     face.invalidate(REQUEST)
     face.wait_usable()
     newest = redis_server.ask("XREVRANGE", events, "+", "-", "COUNT", 1)[0][0]
-    milliseconds, _, sequence = newest.partition(b"-")
-    wait_for(
-        lambda: face.engine.slab._word(Word.CURSOR) == int(milliseconds) << 16 | int(sequence), "the stream is read on"
-    )
+    wait_for(lambda: face.engine.slab._word(Word.CURSOR) == pack_id(newest), "the stream is read on")
     heals(face, redis_server)
 
 
@@ -247,8 +246,8 @@ def test_something_else_in_place_of_the_stream_is_replaced(
 ) -> None:
     assert own_face.engine.tier is not None
     events = own_face.engine.tier.names.events
-    redis_server.ask("DEL", events)
-    redis_server.ask(*(("SET", events, "x") if other == "string" else ("RPUSH", events, "x")))
+    redis_server.ask(*(("SET", b"other", "x") if other == "string" else ("RPUSH", b"other", "x")))
+    redis_server.ask("RENAME", b"other", events)  # in one step: the stream is never seen to be gone
     wait_for(lambda: own_face.count(*BAD), "it is noticed")
     _is_whole_again(own_face, redis_server)
     assert own_face.count(Counter.STREAM_FLUSHES) == 1

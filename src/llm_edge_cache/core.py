@@ -113,13 +113,15 @@ class Core:
             if other is None:
                 return self._missed(key, data, start, None)
             entry = other
-        expires_at = entry.expires_at
-        if expires_at is not None and expires_at <= time.time():
-            return self._missed(key, data, start, entry)
         if entry.generations and self._is_overtaken(entry):
             self.slab._count(Counter.L1_EXPIRED_TAGS)
             return self._missed(key, data, start, None)
-        if self._trusted_ns and self._needs_verifying(entry, start):
+        is_unverified = self._trusted_ns != 0 and self._needs_verifying(entry, start)
+        expires_at = entry.expires_at
+        if expires_at is not None and expires_at <= time.time():
+            # What is stale must not be served unverified either: Redis, which answers, has something newer or nothing.
+            return self._missed(key, data, start, None if is_unverified else entry)
+        if is_unverified:
             return self._missed(key, data, start, entry, is_unverified=True)
         if entry.is_negative:
             record(_L1_HITS, _L1_TIMES, start)
@@ -175,8 +177,11 @@ class Core:
         if entry is None or self._is_overtaken(entry):
             return None, Look(key, token, begun, None)
         is_stale = entry.expires_at is not None and entry.expires_at <= time.time()
-        if is_stale or (self._trusted_ns and self._needs_verifying(entry, begun.began_ns)):
-            return None, Look(key, token, begun, entry, not is_stale)
+        is_unverified = self._trusted_ns != 0 and self._needs_verifying(entry, begun.began_ns)
+        if is_stale:
+            return None, Look(key, token, begun, None if is_unverified else entry)
+        if is_unverified:
+            return None, Look(key, token, begun, entry, is_unverified=True)
         return entry, Look(key, token, begun, None)
 
     def _is_overtaken(self, entry: Entry) -> bool:
@@ -299,7 +304,7 @@ class Core:
         local = _with(stamped, now, lives.valid_l1, dict.fromkeys(tags, begun.epoch))
         packed = self.codec.pack(local)
         is_stored = self._keep_l1(key, packed, begun, lives, tags)
-        if self._l2 is None:
+        if self._l2 is None or (not is_stored and self.has_overtaken(begun, key, tags)):
             return is_stored, None
         if tags or lives.valid_l1 != lives.valid_l2:
             packed = self.codec.pack(_with(stamped, now, lives.valid_l2, dict.fromkeys(tags, begun.begin)))

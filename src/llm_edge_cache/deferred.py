@@ -181,11 +181,18 @@ def _keep_tag(tier: RedisTier, tag: str, begin: int) -> Steps[None]:
     name = tier.names.tag(tag)
     if parse_id((yield from tier.get(name))) is not None:
         return
-    since = (b"XRANGE", tier.names.events, b"(" + stream_id(begin), b"+", b"COUNT", _LONGEST_LOOK_BACK)
-    later = yield from tier.ask(Call(since))
+    since = (b"XRANGE", tier.names.events, stream_id(begin), b"+", b"COUNT", _LONGEST_LOOK_BACK)
+    found = yield from tier.ask(Call(since))
     with sound_answer("Redis"):
-        is_untouched = len(later) < _LONGEST_LOOK_BACK and not any(_concerns(fields, tag) for _, fields in later)
-        identifier = begin if is_untouched else pack_id(later[-1][0])
+        ids = [pack_id(identifier) for identifier, _ in found]
+        # Its own place must still be there: otherwise the stream was trimmed or lost, and who knows what it held.
+        is_complete = ids[:1] == [begin] and len(ids) < _LONGEST_LOOK_BACK
+        is_untouched = is_complete and not any(_concerns(fields, tag) for _, fields in found[1:])
+    identifier = begin
+    if not is_untouched:
+        newest = yield from tier.ask(Call((b"XREVRANGE", tier.names.events, b"+", b"-", b"COUNT", 1)))
+        with sound_answer("Redis"):
+            identifier = pack_id(newest[0][0]) if newest else begin + 1
     yield from tier.ask(Script(RAISE, name, (text_of_id(identifier), TAG_SECONDS * 1000)))
 
 

@@ -151,10 +151,13 @@ class Engine:
     def _follow_this(self, l2: L2Config) -> None:
         """What the slab's words say must be of this Redis: one that was used with another starts anew."""
         fingerprint = hash_of(f"{self._target!r} {l2.key_prefix}")
-        if self.slab._word(Word.FOLLOWED) != fingerprint:
-            for word in (Word.CURSOR, Word.BEGIN, Word.CLEARED, Word.CONTACT, Word.BREAKER, Word.READER):
+        followed = self.slab._word(Word.FOLLOWED)
+        if followed == fingerprint or not self.slab._word_exchange(Word.FOLLOWED, followed, fingerprint):
+            return
+        if followed != 0:
+            # The cursor last: whoever finds none learns all the others anew.
+            for word in (Word.BEGIN, Word.CLEARED, Word.CONTACT, Word.BREAKER, Word.READER, Word.CURSOR):
                 self.slab._word_set(word, 0)
-            self.slab._word_set(Word.FOLLOWED, fingerprint)
 
     def new_client(self, kind: Callable[..., Any]) -> Any:
         """Return a client of this Redis; None without one."""
@@ -326,7 +329,7 @@ class Engine:
         histogram: int = Histogram.L2
         while True:
             asked_ns = time.monotonic_ns()
-            outcome = yield from self.tier.claim(lead.key, token, b"" if stale is None else stale.header)
+            outcome = yield from self.tier.claim(lead.key, token, b"" if stale is None else stale.identity)
             if isinstance(outcome, Unanswered):
                 return outcome
             if isinstance(outcome, Leased):
@@ -390,7 +393,7 @@ class Engine:
         lives = self.core.lives(l1_ttl, l2_ttl, jitter=jitter, stale=options.stale_seconds)
         is_kept, write = self.core.keep(lead.key, begun, entry, lives, options.tags, lease=lead.lease or b"")
         if not is_kept and self.core.has_overtaken(begun, lead.key, options.tags):
-            self.slab._count(Counter.DROPPED_FENCED, int(write is not None))
+            self.slab._count(Counter.DROPPED_FENCED, int(self.l2 is not None))
             self.release(lead)
             return False
         is_sent = write is not None and self.queue is not None and self.queue.put(write)

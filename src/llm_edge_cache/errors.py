@@ -18,6 +18,7 @@ __all__ = [
     "SlabNotFoundError",
     "SlabPermissionError",
     "SlabVersionError",
+    "SnapshotError",
 ]
 
 
@@ -55,6 +56,10 @@ class SlabClosedError(SlabError):
 
 class SlabBusyError(SlabError):
     """A lock's holder is stopped; nothing was changed: try again later."""
+
+
+class SnapshotError(CacheError):
+    """The snapshot cannot be written, or is none that can be restored: the message says why."""
 
 
 class RedisConfigError(CacheError):

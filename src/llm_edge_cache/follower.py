@@ -95,16 +95,18 @@ class Follower:
         asked_ns = time.monotonic_ns()
         read = (b"XREAD", b"COUNT", _BATCH, b"BLOCK", BLOCK_MS, b"STREAMS", self._tier.names.events, stream_id(cursor))
         entries = _entries_of((yield from self._tier.ask(BlockingCall(Call(read), BLOCK_MS / 1000))))
-        # Asked after the read: 1 the stream is trimmed or emptied beyond our place  2 others add  3 we read on from
-        # there. While the entry at our place is there, so is everything that came after it.
-        if entries and not (yield from self._is_in_stream(cursor)):
+        # Asked after the read, also where nothing was new: 1 the stream is trimmed or lost beyond our place, with what
+        # was announced  2 others add  3 we read on from there. While the entry at our place is there, so is everything
+        # that came after it.
+        if not (yield from self._is_in_stream(cursor)):
             self._has_established = False
             return
         for identifier, fields in entries:
-            self._apply(pack_id(identifier), fields)
+            packed = pack_id(identifier)
+            self._apply(packed, fields)
             # After it is applied: a reader killed in between leaves it to its successor.
-            self._slab._word_raise(Word.CURSOR, pack_id(identifier))
-            self._slab._word_raise(Word.BEGIN, pack_id(identifier))
+            self._slab._word_raise(Word.CURSOR, packed)
+            self._slab._word_raise(Word.BEGIN, packed)
         if len(entries) < _BATCH:
             self._slab._word_raise(Word.CONTACT, asked_ns)
 
@@ -125,23 +127,33 @@ class Follower:
 
         Done once by whoever is elected, before it follows. Raises as follow() does.
         """
-        if self._has_established:
-            return
-        names, ask = self._tier.names, self._tier.ask
         cursor = self._slab._word(Word.CURSOR)
+        if self._has_established and cursor:
+            return
         has_place = yield from self._is_in_stream(cursor)
         newest = cursor if has_place else (yield from self._newest())
         # After the place in the stream is known: 1 read `cleared`  2 a clear_all  3 take the newest entry, which is
         # that one's, for the place: its id would be known from neither.
-        cleared = yield from self._tier.get(names.cleared)
-        if cleared is not None:
-            if parse_id(cleared) is None:  # a stranger's: what it was is lost, so everything up to now is void
-                self._slab._count(Counter.BAD_FORMAT)
-                cleared = yield from ask(Script(RAISE, names.cleared, (text_of_id(newest), 0)))
-            self._slab._word_raise(Word.CLEARED, parse_id(cleared) or newest)
+        yield from self._learn_cleared()
         if not has_place:
             self._start_over(newest, is_first=not cursor)
         self._has_established = True
+
+    def _learn_cleared(self) -> Steps[None]:
+        """Learn the id of the last clear_all.
+
+        One that is gone was never there, or Redis lost it, and tombstones with it: it is recreated at the newest id; so
+        is one that a stranger wrote over. 1 A's write of an old K hangs  2 K is invalidated  3 Redis loses everything
+        4 the write arrives, and no tombstone refuses it: but it began before what is now taken for the last clear_all.
+        """
+        cleared = yield from self._tier.get(self._tier.names.cleared)
+        identifier = parse_id(cleared)
+        if identifier is None:
+            self._slab._count(Counter.BAD_FORMAT, int(cleared is not None))
+            identifier = yield from self._newest()
+            recreate = Script(RAISE, self._tier.names.cleared, (text_of_id(identifier), 0))
+            identifier = parse_id((yield from self._tier.ask(recreate))) or identifier
+        self._slab._word_raise(Word.CLEARED, identifier)
 
     def _is_in_stream(self, packed: int) -> Steps[bool]:
         name = stream_id(packed)
@@ -162,9 +174,10 @@ class Follower:
             _log.warning("invalidations may have been missed: L1 is cleared")
             self._slab._count(Counter.STREAM_FLUSHES)
         self._slab._word_set(Word.BEGIN, newest)
-        self._slab._word_set(Word.CURSOR, newest)
-        # After the cursor: what is stored from here on is told of by the stream.
+        # Before the cursor: a reader killed in between leaves the clearing to its successor. What is stored from here
+        # on is told of by the entries after `newest`.
         self._slab.clear()
+        self._slab._word_set(Word.CURSOR, newest)
 
 
 def _entries_of(reply: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:

@@ -36,7 +36,7 @@ import xxhash
 from llm_edge_cache.effects import Steps
 from llm_edge_cache.keys import tier_key
 from llm_edge_cache.model import CacheableRequest
-from llm_edge_cache.redis_client import Batch, Call, RedisTrouble, Script
+from llm_edge_cache.redis_client import Call, RedisTrouble, Script
 from llm_edge_cache.redis_records import RAISE, TOMBSTONE, pack_id, text_of_id
 from llm_edge_cache.redis_tier import RedisTier
 from llm_edge_cache.regions import Counter, Word
@@ -132,12 +132,10 @@ class Invalidator:
         if not self._tier.breaker.is_closed():
             return False
         try:
-            packed = pack_id((yield from self._tier.ask(self._announcement(what))))
-            replies = yield from self._tier.ask(Batch((self._void(what, packed), self._announcement(what))))
-            for reply in replies:
-                if isinstance(reply, RedisTrouble):
-                    return False
-            newest = pack_id(replies[1])
+            packed = yield from self._announce(what)
+            yield from self._tier.ask(self._void(what, packed))
+            # A round trip of its own: a Batch promises no order.
+            newest = yield from self._announce(what)
         except (RedisTrouble, ValueError):  # a stranger's id, above all that a clock makes: `follower` removes it
             return False
         if what.kind == "all":
@@ -147,11 +145,13 @@ class Invalidator:
         self._slab._word_raise(Word.BEGIN, newest)
         return True
 
-    def _announcement(self, what: Invalidation) -> Call:
+    def _announce(self, what: Invalidation) -> Steps[int]:
+        """Tell the other hosts. Returns the id under which they are told."""
         assert self._tier is not None
         origin = self._slab._mapping.nonce
         fields = (b"kind", what.kind.encode(), b"name", what.name.encode(), b"origin", b"%d" % origin)
-        return Call((b"XADD", self._tier.names.events, b"MAXLEN", b"~", STREAM_LENGTH, b"*", *fields))
+        announcement = (b"XADD", self._tier.names.events, b"MAXLEN", b"~", STREAM_LENGTH, b"*", *fields)
+        return pack_id((yield from self._tier.ask(Call(announcement))))
 
     def _void(self, what: Invalidation, packed: int) -> Script:
         assert self._tier is not None
@@ -166,22 +166,29 @@ class Invalidator:
 
     def _write_down(self, what: Invalidation) -> None:
         """Keep an invalidation until it can be delivered. The journal first, then the word that says there is one."""
-        while True:
-            found = self._slab.gets(_JOURNAL)
-            if found is None:
-                # Absent while undelivered: it was evicted, and stays absent: then all is to be cleared.
-                if self._slab._word(Word.UNDELIVERED) or self._slab.add(
-                    _JOURNAL, _encode_journal([what]), ttl=None, tti=None
-                ):
-                    break
-                continue
-            entries = _journal_entries(found[0])
-            if what in entries or _ALL in entries:
-                break
-            entries = [*entries, what] if len(entries) < _LONGEST_JOURNAL else [_ALL]
-            if self._slab.cas(_JOURNAL, _encode_journal(entries), found[1], ttl=None):
-                break
+        while not self._add_to_journal(what):
+            pass
         self._slab._word_add(Word.UNDELIVERED, 1)
+
+    def _add_to_journal(self, what: Invalidation) -> bool:
+        """Return False when another process was faster.
+
+        Where the journal is gone although invalidations are undelivered, or there is no room for one, it stays absent:
+        then all is to be cleared.
+        """
+        slab = self._slab
+        found = slab.gets(_JOURNAL)
+        if found is None:
+            is_lost = slab._word(Word.UNDELIVERED) != 0
+            return is_lost or slab.add(_JOURNAL, _encode_journal([what]), ttl=None, tti=None) or _JOURNAL not in slab
+        entries = _journal_entries(found[0])
+        if what not in entries and _ALL not in entries:
+            entries = [*entries, what] if len(entries) < _LONGEST_JOURNAL else [_ALL]
+        # Also where it stands there already: 1 D delivers K  2 P invalidates K again, and finds it in the journal  3 D
+        # empties the journal. A new version tells D that there is more to deliver.
+        return any(
+            slab.cas(_JOURNAL, _encode_journal(kept), found[1], ttl=None, tti=None) for kept in (entries, [_ALL])
+        )
 
     def deliver(self) -> Steps[None]:
         """Carry what could not be delivered to Redis. Called while Redis answers."""
@@ -193,14 +200,11 @@ class Invalidator:
             if not (yield from self._publish(what)):
                 return
             self.apply(what)
-        # 1 D reads word and journal  2 P appends, then moves the word  3 D would forget P's: both are compared.
-        if found is not None and not self._empty_journal(found[1]):
-            return
+        if found is not None:
+            self._slab.cas(_JOURNAL, _encode_journal([]), found[1], ttl=None, tti=None)
+        # 1 D reads word and journal  2 P appends to the journal, then moves the word  3 D must not forget P's: if P has
+        # moved the word, this does nothing; if not, P does so after this, and what P appended is still there or lost.
         self._slab._word_exchange(Word.UNDELIVERED, undelivered, 0)
-
-    def _empty_journal(self, version: int) -> bool:
-        """Empty the journal if it is still the one that was delivered."""
-        return self._slab.cas(_JOURNAL, _encode_journal([]), version, ttl=None)
 
 
 def _journal_entries(data: bytes) -> list[Invalidation]:

@@ -4,9 +4,13 @@ Everything is ordered by one logical clock: the ids of the invalidation stream, 
 *begins* at the largest id that its host knew of; a value is void once something it depends on was invalidated under a
 larger id.
 
-    V <begin:16> <entry>                           a value; the entry is `codec`'s
+    V <begin:16> <guard ms:13> <entry>             a value; the entry is `codec`'s
     X <floor:16>                                   a tombstone: whatever began before `floor` must not be stored
     L <floor:16> <token:32> <deadline ms:13>       a lease: its holder computes this value; keeps the floor meanwhile
+
+A value takes the place of a tombstone and goes on refusing what the tombstone refused, also once it is stale: the
+record stays until `guard`, the end of the tombstone's life. Otherwise: 1 A computes an old K, its write hangs  2 K is
+invalidated  3 a new K with a ttl of a second is stored, and expires  4 A's write arrives, and nothing refuses it.
 
 A writer without a lease is refused by a larger floor or a value that began later. The holder of a lease is refused when
 the record is no longer its own lease or its deadline has passed: so eviction, a flush, an invalidation and another
@@ -27,6 +31,7 @@ __all__ = [
     "DISCARD",
     "DISCARD_STREAM",
     "HEADER_BYTES",
+    "IDENTITY_BYTES",
     "NO_ID",
     "RAISE",
     "RELEASE",
@@ -41,9 +46,12 @@ __all__ = [
     "text_of_id",
 ]
 
-HEADER_BYTES: Final = 17
+HEADER_BYTES: Final = 30
+IDENTITY_BYTES: Final = 39
+"""What tells one value of a key from another: its header, and the checksum that its entry begins with."""
 NO_ID: Final = b"0" * 16
-_SEQUENCE_BITS: Final = 16
+_SEQUENCE_BITS: Final = 20  # beside 44 for milliseconds: until the year 2248 within a signed word
+_VALUE: Final = re.compile(rb"V[0-7][0-9a-f]{15}[0-9]{13}")
 _PLACEHOLDER: Final = re.compile(rb"X[0-9a-f]{16}|L[0-9a-f]{48}[0-9]{13}")
 _ID: Final = re.compile(rb"[0-7][0-9a-f]{15}")
 
@@ -51,7 +59,8 @@ _ID: Final = re.compile(rb"[0-7][0-9a-f]{15}")
 def pack_id(stream: object) -> int:
     """Return a stream id (b"1700000000000-5") as one integer of 64 bits that sorts alike.
 
-    A sequence number beyond 65,535 within one millisecond counts as that: ids then tie, which voids too much.
+    Where the server's clock steps back, its stream counts on within the last millisecond until the clock has come up
+    again; a sequence number beyond 1,048,575 counts as that.
 
     Raises:
         ValueError: it is none, or none that a server made by its clock.
@@ -98,8 +107,8 @@ def parse_value(record: bytes | None) -> Value | None:
     """
     if record is None:
         return None
-    if record[:1] == b"V":
-        return Value(int(record[1:HEADER_BYTES], 16), record[HEADER_BYTES:])
+    if _VALUE.match(record):
+        return Value(int(record[1:17], 16), record[HEADER_BYTES:])
     if _PLACEHOLDER.fullmatch(record):
         return None
     raise ValueError("a record of an unknown kind")
@@ -120,7 +129,14 @@ end
 local function now() local t = redis.call('TIME'); return t[1] * 1000 + math.floor(t[2] / 1000) end
 local function left() return (tonumber(string.sub(head, 50, 62)) or 0) - now() end
 local function leased() return kind == 'L' and left() > 0 and left() < 10000 end
-local function longest(ms) return math.max(tonumber(ms), redis.call('PTTL', KEYS[1])) end
+local function guard()
+  if kind == 'V' then return tonumber(string.sub(head, 18, 30)) or 0 end
+  if kind == '' or floor == '0000000000000000' then return 0 end
+  return now() + redis.call('PTTL', KEYS[1])
+end
+-- How long the record is to be kept: the floor's protection must not end before the tombstone's life would have. What a
+-- stranger wrote is not kept for longer than any tombstone lives.
+local function life(ms, guarded) return math.max(tonumber(ms), math.min(guarded - now(), 1000000)) end
 """
 
 WRITE: Final = LuaScript(
@@ -133,7 +149,8 @@ if ARGV[2] ~= '' then
   -- The lease was given after the floor was set, whatever id the holder's host knew of by then.
   if begin < floor then begin = floor end
 elseif begin < floor then return 0 end
-redis.call('SET', KEYS[1], 'V' .. begin .. ARGV[4], 'PX', ARGV[3])
+local guarded = guard()
+redis.call('SET', KEYS[1], 'V' .. begin .. string.format('%013.0f', guarded) .. ARGV[4], 'PX', life(ARGV[3], guarded))
 return 1
 """
 )
@@ -141,13 +158,14 @@ return 1
 CLAIM: Final = LuaScript(
     _HEAD
     + """
--- token, lease in milliseconds, header of a value known to be void or ''
+-- token, lease in milliseconds, identity of a value known to be void or ''
 -- -> a value's record; a negative number: leased to another, for so many milliseconds; 1: leased to the caller;
 --    2: leased to the caller, and what a stranger had written is gone
-if kind == 'V' and string.sub(head, 1, 17) ~= ARGV[3] then return redis.call('GET', KEYS[1]) end
+local is_void = ARGV[3] ~= '' and string.sub(head, 1, #ARGV[3]) == ARGV[3]
+if kind == 'V' and not is_void then return redis.call('GET', KEYS[1]) end
 if leased() and token ~= ARGV[1] then return -math.max(1, left()) end
 local record = 'L' .. floor .. ARGV[1] .. string.format('%013.0f', now() + ARGV[2])
-redis.call('SET', KEYS[1], record, 'PX', kind == 'V' and ARGV[2] or longest(ARGV[2]))
+redis.call('SET', KEYS[1], record, 'PX', life(ARGV[2], guard()))
 return is_strange and 2 or 1
 """
 )
@@ -158,7 +176,7 @@ RENEW: Final = LuaScript(
 -- token, lease in milliseconds -> 1 renewed, 0 lost
 if not leased() or token ~= ARGV[1] then return 0 end
 local record = 'L' .. floor .. token .. string.format('%013.0f', now() + ARGV[2])
-redis.call('SET', KEYS[1], record, 'PX', longest(ARGV[2]))
+redis.call('SET', KEYS[1], record, 'PX', life(ARGV[2], guard()))
 return 1
 """
 )
@@ -179,7 +197,12 @@ TOMBSTONE: Final = LuaScript(
     _HEAD
     + """
 -- id, milliseconds to live -> 1 set, 0 what is there began later
-if kind ~= '' and floor >= ARGV[1] then return 0 end
+if kind ~= '' and floor >= ARGV[1] then
+  -- It stays, and refuses for as long as the tombstone would have.
+  if kind == 'V' then redis.call('SETRANGE', KEYS[1], 17, string.format('%013.0f', now() + ARGV[2])) end
+  if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[2]) then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
+  return 0
+end
 redis.call('SET', KEYS[1], 'X' .. ARGV[1], 'PX', ARGV[2])
 return 1
 """
@@ -197,9 +220,9 @@ return id
 DISCARD: Final = LuaScript(
     _HEAD
     + """
--- first 17 bytes and length of what was found to be nobody's -> 1 deleted, 0 something else is there by now
+-- first bytes and length of what was found to be nobody's -> 1 deleted, 0 something else is there by now
 -- Not DEL: 1 P reads garbage  2 Q invalidates, sets a tombstone  3 P would delete the tombstone.
-if string.sub(head, 1, 17) ~= ARGV[1] or redis.call('STRLEN', KEYS[1]) ~= tonumber(ARGV[2]) then return 0 end
+if string.sub(head, 1, #ARGV[1]) ~= ARGV[1] or redis.call('STRLEN', KEYS[1]) ~= tonumber(ARGV[2]) then return 0 end
 return redis.call('DEL', KEYS[1])
 """
 )

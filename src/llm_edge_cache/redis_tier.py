@@ -20,6 +20,7 @@ from llm_edge_cache.redis_records import (
     CLAIM,
     DISCARD,
     HEADER_BYTES,
+    IDENTITY_BYTES,
     RELEASE,
     RENEW,
     WRITE,
@@ -68,7 +69,8 @@ class Found(NamedTuple):
 
     entry: Entry
     data: bytes
-    header: bytes
+    identity: bytes
+    """What tells its record from any other value of the key."""
     is_stale: bool
 
     def __repr__(self) -> str:
@@ -206,7 +208,7 @@ class RedisTier:
         Args:
             key: 64 hexadecimal digits.
             token: 32 hexadecimal digits that nobody else uses.
-            void: the header of a value that is known to be void, so that the lease replaces it.
+            void: the identity of a value that is known to be void, so that the lease replaces it.
         """
         if not self.is_usable():
             self._slab._count(Counter.L2_SKIPPED)
@@ -221,7 +223,7 @@ class RedisTier:
                 found = yield from self._judge(key, reply)
                 if found is not None:
                     return found
-                void = reply[:HEADER_BYTES] if isinstance(reply, bytes) else b""
+                void = reply[:IDENTITY_BYTES] if isinstance(reply, bytes) else b""
         except RedisTrouble:
             pass
         return UNANSWERED
@@ -256,7 +258,7 @@ class RedisTier:
         if entry.generations and not (yield from self._are_tags_valid(tuple(entry.generations), value.begin)):
             return None
         is_stale = entry.expires_at is not None and entry.expires_at <= time.time()
-        return Found(entry, value.data, record[:HEADER_BYTES], is_stale)
+        return Found(entry, value.data, record[:IDENTITY_BYTES], is_stale)
 
     def _are_tags_valid(self, tags: tuple[str, ...], begin: int) -> Steps[bool]:
         """Tell whether no tag was invalidated after `begin`. One whose id is gone may have been: Redis evicts."""

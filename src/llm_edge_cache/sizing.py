@@ -89,7 +89,7 @@ class Sizer:
             lengths = [Call((b"STRLEN", name)) for name in part]
             replies = yield from self._tier.ask(Batch((*heads, *lengths)))
             for head, length in zip(replies[: len(part)], replies[len(part) :], strict=True):
-                if isinstance(head, bytes) and head[:1] == b"V" and head[1:] >= cleared and isinstance(length, int):
+                if isinstance(head, bytes) and head[:1] == b"V" and head[1:17] >= cleared and isinstance(length, int):
                     live += 1
                     size += length
         return Size(live, size)

@@ -212,8 +212,8 @@ class Run:
         return reply.is_whole and not draw.is_broken and reply.get("connection") != "close"
 
     def _check(self, draw: Draw, reply: Reply) -> None:
-        if b"x-stand-in-fault" in draw.data:
-            return  # the provider's doing
+        if b"x-stand-in-fault" in draw.data or (reply.cache == "COALESCED" and reply.status == 502):
+            return  # the provider's doing: to this request, or to those that it waited for
         if reply.status >= 500 and not (reply.status == 504 and b"only-if-cached" in draw.data):
             self.problems.append(f"{reply!r} to {draw.data[:300]!r}")
         if not reply.is_whole:

@@ -30,7 +30,7 @@ from llm_edge_cache.errors import CacheError, SettingsError
 from llm_edge_cache.flight import Lead, Running
 from llm_edge_cache.gateway.answers import Head, HeaderList, entry_of, forwardable, head_of, keepable
 from llm_edge_cache.gateway.config import GatewayConfig
-from llm_edge_cache.gateway.exchange import Exchange, read_exchange
+from llm_edge_cache.gateway.exchange import Exchange, ExchangeReader
 from llm_edge_cache.gateway.protocols import (
     CUT_REASONS,
     PROTOCOLS,
@@ -121,9 +121,12 @@ class Answering:
     def __init__(self, engine: Engine, config: GatewayConfig) -> None:
         self._engine = engine
         self._config = config
-        self._config_of = functools.lru_cache(maxsize=64)(self._for_upstream)
+        self._reader_of = functools.lru_cache(maxsize=64)(self._reader_for)
         self.cut_reasons: Final = frozenset[str]() if config.keep_cut_answers else CUT_REASONS
         self._dropped: deque[Lead] = deque()  # of answers that nobody read to the end, nor closed
+
+    def _reader_for(self, base: str, endpoint: str) -> ExchangeReader:
+        return ExchangeReader(self._for_upstream(base, endpoint))
 
     def _for_upstream(self, base: str, endpoint: str) -> GatewayConfig:
         config = msgspec.structs.replace(self._config, upstream=base)
@@ -157,8 +160,8 @@ class Answering:
         protocol, endpoint = found
         scope = {"path": path, "query_string": query, "headers": headers}
         try:
-            config = self._config_of(origin + path.removesuffix(endpoint), endpoint)
-            return read_exchange(protocol, scope, body, config)
+            reader = self._reader_of(origin + path.removesuffix(endpoint), endpoint)
+            return reader.read(protocol, scope, body)
         except (BadRequestError, SettingsError):
             return None
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from llm_edge_cache.cli import demo, serve
+from llm_edge_cache.cli import alter, demo, explain, inspection, serve, top, transfer
+from llm_edge_cache.cli.attach import UsageError
 from llm_edge_cache.errors import CacheError
 
 __all__ = ["main"]
 
-_GROUPS = (serve, demo)
+_GROUPS = (serve, demo, inspection, top, alter, transfer, explain)
 _INTERRUPTED = 130
 
 
@@ -36,9 +38,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         code: int = options.run(options)
-    except CacheError as error:
-        print(f"llm-edge-cache: {error}", file=sys.stderr)  # noqa: T201
+        sys.stdout.flush()
+    except BrokenPipeError:  # `... | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit would complain
         return 1
+    except (CacheError, OSError) as error:
+        return _complain(error, 1)
+    except UsageError as error:
+        return _complain(error, 2)
     except KeyboardInterrupt:
         return _INTERRUPTED
+    return code
+
+
+def _complain(error: Exception, code: int) -> int:
+    print(f"llm-edge-cache: {error}", file=sys.stderr)  # noqa: T201
     return code

@@ -11,7 +11,7 @@ from llm_edge_cache.codec import Entry
 from llm_edge_cache.gateway.protocols import Headers, Verdict, is_event_stream
 from llm_edge_cache.model import CachedResponse
 
-__all__ = ["End", "Head", "entry_of", "forwardable", "head_of", "keepable", "own_headers"]
+__all__ = ["End", "Head", "entry_of", "forwardable", "head_of", "headers_of", "keepable", "own_headers"]
 
 HeaderList = list[tuple[bytes, bytes]]
 
@@ -108,4 +108,9 @@ def entry_of(head: Head, body: bytes, verdict: Verdict, microseconds: int, ttl: 
 
 def head_of(response: CachedResponse) -> Head:
     """Return the head of a stored answer."""
-    return Head(200, [(bytes(name), bytes(value)) for name, value in response.metadata.get("headers", ())])
+    return Head(200, headers_of(response))
+
+
+def headers_of(response: CachedResponse) -> HeaderList:
+    """Return the headers of a stored answer."""
+    return [(bytes(name), bytes(value)) for name, value in response.metadata.get("headers", ())]

@@ -11,7 +11,6 @@ import asyncio
 import hmac
 import logging
 import os
-import sys
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -24,8 +23,9 @@ from llm_edge_cache.errors import SettingsError
 from llm_edge_cache.gateway.answers import forwardable
 from llm_edge_cache.gateway.cached import CachedEndpoints
 from llm_edge_cache.gateway.config import CONFIG_VARIABLE, DEFAULT_MEMORY, GatewayConfig
-from llm_edge_cache.gateway.exchange import read_exchange
+from llm_edge_cache.gateway.exchange import ExchangeReader
 from llm_edge_cache.gateway.flights import AnswerFlights
+from llm_edge_cache.gateway.patience import receive_within
 from llm_edge_cache.gateway.presence import while_present
 from llm_edge_cache.gateway.protocols import PROTOCOLS, BadRequestError, WireProtocol
 from llm_edge_cache.gateway.respond import Receive, Send, send_error, send_part, send_start, send_whole
@@ -34,11 +34,6 @@ from llm_edge_cache.manager import CacheManager
 from llm_edge_cache.settings import L1Config, load_settings
 from llm_edge_cache.slab import SharedSlab
 from llm_edge_cache.slabconfig import SlabConfig
-
-if sys.version_info >= (3, 11):
-    from asyncio import timeout
-else:
-    from async_timeout import timeout  # aiohttp brings it where asyncio has none
 
 __all__ = ["Gateway", "from_environment"]
 
@@ -65,6 +60,7 @@ class Gateway:
         self._manager = CacheManager(l1, config.l2, slab=slab)
         self._upstream = Upstream(config)
         self._flights = AnswerFlights(self._manager, self._upstream, config)
+        self._read = ExchangeReader(config).read
         self._cached = CachedEndpoints(self._manager.engine.core, self._flights, config)
         self._registry = CollectorRegistry()
         metrics.register(self._manager, self._registry)
@@ -106,7 +102,7 @@ class Gateway:
             raw = await _read_body(receive, self._config.body_limit, self._config.client_timeout)
             if raw is None:
                 return  # the client is gone
-            exchange = read_exchange(protocol, scope, raw, self._config)
+            exchange = self._read(protocol, scope, raw)
         except BadRequestError as error:
             await send_error(send, protocol, error.status, error.message, code=error.code)
         except _TooLargeError:
@@ -180,8 +176,7 @@ async def _read_body(receive: Receive, limit: int, patience: float) -> bytes | N
     parts: list[bytes] = []
     size = 0
     while True:
-        async with timeout(patience):
-            message = await receive()
+        message = await receive_within(receive, patience)
         if message["type"] != "http.request":
             return None
         part: bytes = message.get("body", b"")

@@ -6,13 +6,13 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Final
 
-from llm_edge_cache.gateway.answers import End, Head, HeaderList, head_of
+from llm_edge_cache.gateway.answers import End, Head, HeaderList, headers_of
 from llm_edge_cache.gateway.broadcast import Broadcast
 from llm_edge_cache.gateway.config import GatewayConfig
 from llm_edge_cache.gateway.exchange import Exchange
 from llm_edge_cache.gateway.flights import AnswerFlights
 from llm_edge_cache.gateway.presence import while_present
-from llm_edge_cache.gateway.protocols import FrameSplitter
+from llm_edge_cache.gateway.protocols import FrameSplitter, is_event_stream
 from llm_edge_cache.gateway.respond import Receive, Send, cache_headers, send_error, send_part, send_start, send_whole
 from llm_edge_cache.lookup import L1Hit
 
@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 __all__ = ["CachedEndpoints"]
 
 _TRIES: Final = 3  # flights of other workers that may break down before we ask for ourselves
+_AGAIN: Final = frozenset({"aborted"})
+_AGAIN_ONCE: Final = _AGAIN | {"reset"}
+"""Failures of a call that another client's request made, after which ours may be answered by a second one.
+
+A connection that broke was that call's bad luck; ours might have been answered. Once only: an upstream that breaks all
+connections is called twice for all who wait, not once for each. After a timeout one would only wait again.
+"""
 _STATUS: Final = {"timeout": 504, "busy": 503, "internal": 500}
 
 
@@ -64,12 +71,11 @@ class CachedEndpoints:
 
     async def _send_hit(self, exchange: Exchange, send: Send, response: CachedResponse, age: int) -> None:
         metadata = response.metadata
-        left = int(metadata.get("ttl", 0)) - age
         by = metadata.get("by") if self._config.show_workers else None
-        headers = head_of(response).headers + cache_headers(
-            b"HIT", b"hit; ttl=%d" % left, exchange.key, tier=b"l1", age=age, by=by
-        )
-        if self._config.pace and head_of(response).is_stream:
+        status = b"hit; ttl=%d" % (int(metadata.get("ttl", 0)) - age)
+        stored = headers_of(response)
+        headers = [*stored, *cache_headers(b"HIT", status, exchange.key, tier=b"l1", age=age, by=by)]
+        if self._config.pace and is_event_stream(stored):
             await self._replay_paced(send, headers, response.raw)
         else:
             await send_whole(send, 200, headers, response.raw)
@@ -85,7 +91,7 @@ class CachedEndpoints:
     # ---- from a call under way ----
 
     async def _answer_joined(self, exchange: Exchange, send: Send) -> None:
-        for _ in range(_TRIES):
+        for attempt in range(_TRIES):
             broadcast, is_own = self._flights.join(exchange)
             with broadcast.read():
                 await broadcast.started()
@@ -95,7 +101,8 @@ class CachedEndpoints:
                 is_own = is_own and broadcast.source == "upstream"
                 if head is not None and head.status != 200 and not is_own:
                     break  # an error is the answer to one client: its own credentials, its own limits
-                if await self._send_broadcast(exchange, broadcast, send, is_own=is_own):
+                again = frozenset[str]() if is_own else _AGAIN if attempt else _AGAIN_ONCE
+                if await self._send_broadcast(exchange, broadcast, send, is_own=is_own, again=again):
                     return
         await self._ask_alone(exchange, send, b"MISS", b"fwd=miss", store=not exchange.controls.no_store)
 
@@ -104,10 +111,15 @@ class CachedEndpoints:
         with broadcast.read():
             await broadcast.started()
             headers = cache_headers(verdict, status, b"" if verdict == b"BYPASS" else exchange.key)
-            await self._send(exchange, broadcast, send, [*broadcast.own_headers, *headers], is_last_try=True)
+            await self._send(exchange, broadcast, send, [*broadcast.own_headers, *headers], again=frozenset())
 
-    async def _send_broadcast(self, exchange: Exchange, broadcast: Broadcast, send: Send, *, is_own: bool) -> bool:
-        """Send an answer under way. Returns False if it broke down before anything was sent, and may be tried again."""
+    async def _send_broadcast(
+        self, exchange: Exchange, broadcast: Broadcast, send: Send, *, is_own: bool, again: frozenset[str]
+    ) -> bool:
+        """Send an answer under way.
+
+        Returns False if nothing was sent, because it failed in one of the ways after which one tries `again`.
+        """
         key, source = exchange.key, broadcast.source
         by = 0 if self._config.show_workers else None
         if source == "stale":
@@ -119,19 +131,19 @@ class CachedEndpoints:
         else:
             headers = cache_headers(b"COALESCED", b"fwd=uri-miss; collapsed", key, by=by)
         own = broadcast.own_headers if is_own else broadcast.head.headers if broadcast.head else []
-        return await self._send(exchange, broadcast, send, [*own, *headers], is_last_try=is_own)
+        return await self._send(exchange, broadcast, send, [*own, *headers], again=again)
 
     async def _send(
-        self, exchange: Exchange, broadcast: Broadcast, send: Send, headers: HeaderList, *, is_last_try: bool
+        self, exchange: Exchange, broadcast: Broadcast, send: Send, headers: HeaderList, *, again: frozenset[str]
     ) -> bool:
         head = broadcast.head
         if head is not None and head.is_stream:
-            return await self._send_stream(exchange, broadcast, send, head, headers, is_last_try=is_last_try)
+            return await self._send_stream(exchange, broadcast, send, head, headers, again=again)
         end = await broadcast.finished()
         if not end.failure and head is not None:
             await send_whole(send, head.status, headers, broadcast.body)
             return True
-        if end.failure == "aborted" and not is_last_try:
+        if end.failure in again:
             return False
         await send_error(send, exchange.protocol, _status_of(end), end.message, _only_cache(headers), code=end.failure)
         return True
@@ -144,12 +156,12 @@ class CachedEndpoints:
         head: Head,
         headers: HeaderList,
         *,
-        is_last_try: bool,
+        again: frozenset[str],
     ) -> bool:
-        if broadcast.source == "worker" and not is_last_try:
+        if broadcast.source == "worker" and again:
             # Another worker may die before the first event: whoever was sent nothing can be given a second answer.
             has_begun = await broadcast.after(0)
-            if not has_begun and broadcast.end is not None and broadcast.end.failure == "aborted":
+            if not has_begun and broadcast.end is not None and broadcast.end.failure in again:
                 return False
         await send_start(send, head.status, headers)
         sent = 0

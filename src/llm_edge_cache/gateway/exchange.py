@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+import functools
+import hashlib
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -15,14 +17,28 @@ from llm_edge_cache.gateway.protocols import (
     WireProtocol,
     cache_key,
     caller_scope,
+    is_key_header,
     parse_body,
 )
 
-__all__ = ["Exchange", "read_exchange"]
+__all__ = ["Exchange", "ExchangeReader"]
 
 _IDENTITY: Final = (b"accept-encoding", b"identity")
 _LONGEST_VALUE: Final = 60  # bytes of a header that an error message quotes
+_MOST_KNOWN: Final = 4096  # requests, of some 300 bytes each
 _REPLACED: Final = (b"accept-encoding", b"content-length")
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+
+
+class _Reading(NamedTuple):
+    """What a request was read as."""
+
+    key: bytes
+    controls: Controls
+    bypass: str | None
+    is_stream: bool
+    is_stripped: bool
 
 
 class Exchange(msgspec.Struct, frozen=True, eq=False):
@@ -31,52 +47,97 @@ class Exchange(msgspec.Struct, frozen=True, eq=False):
     protocol: WireProtocol
     path: str
     query: bytes
-    headers: HeaderList
-    """As they go to the upstream. What is to be kept has to come uncompressed."""
-    body: bytes
-    """As it goes to the upstream."""
+    received_headers: HeaderList
+    received: bytes
+    """The body as it came."""
     key: bytes
     """The key of the answer, 64 hexadecimal digits."""
     controls: Controls
-    is_stream: bool
-    """Whether it asks for a stream of events."""
     bypass: str | None
     """Why the cache is left alone; None: it is not."""
+    is_stream: bool
+    """Whether it asks for a stream of events."""
+    is_stripped: bool
+    """Whether its body speaks to the cache, which the upstream is not to see."""
+
+    @property
+    def headers(self) -> HeaderList:
+        """As they go to the upstream. What is to be kept has to come uncompressed."""
+        passed = [
+            header
+            for header in forwardable(self.received_headers)
+            if header[0] not in CONTROL_HEADERS and header[0] not in _REPLACED
+        ]
+        return [*passed, _IDENTITY]
+
+    @property
+    def body(self) -> bytes:
+        """As it goes to the upstream."""
+        return parse_body(self.received).forward() if self.is_stripped else self.received
 
     def __repr__(self) -> str:
         return f"<Exchange {self.protocol.name} {self.key[:16].decode()}>"
 
 
-def read_exchange(protocol: WireProtocol, scope: dict[str, Any], raw: bytes, config: GatewayConfig) -> Exchange:
-    """Read a request.
+class ExchangeReader:
+    """Reads the requests of one worker, and remembers what those were read as that may come again.
 
-    Raises:
-        BadRequestError: the body is none that can be understood.
+    Whoever asks again mostly sends the same bytes, and to read them anew would take longer than all else that a hit
+    needs. They are known again by the SHA-256 of everything that the reading depends on, so neither prompts nor
+    credentials are kept.
     """
-    headers: HeaderList = scope["headers"]
-    try:
-        body = parse_body(raw)
-    except BadRequestError as error:
-        raise BadRequestError(error.message + _of_which_type(headers), error.code) from None
-    controls = read_controls(headers, body.cache_controls, config)
-    query: bytes = scope["query_string"]
-    caller = SHARED_SCOPE if config.share_between_callers else caller_scope(headers)
-    key = cache_key(protocol.path, query, config.base, headers, body, scope=f"{caller}/{controls.namespace}")
-    bypass = "asked" if controls.is_off else protocol.bypass_reason(body)
-    passed = [
-        header for header in forwardable(headers) if header[0] not in CONTROL_HEADERS and header[0] not in _REPLACED
-    ]
-    return Exchange(
-        protocol,
-        scope["path"],
-        query,
-        [*passed, _IDENTITY],
-        body.forward(),
-        key.encode(),
-        controls,
-        body.is_stream,
-        bypass,
-    )
+
+    def __init__(self, config: GatewayConfig) -> None:
+        """Read as this configuration says."""
+        self._config = config
+        self._known: dict[bytes, _Reading] = {}
+
+    def read(self, protocol: WireProtocol, scope: dict[str, Any], raw: bytes) -> Exchange:
+        """Read a request.
+
+        Args:
+            protocol: what is spoken at its path.
+            scope: ASGI's, with path, query and headers.
+            raw: the body.
+
+        Raises:
+            BadRequestError: the body is none that can be understood.
+        """
+        headers: HeaderList = scope["headers"]
+        query: bytes = scope["query_string"]
+        telling = [header for header in headers if _tells_cache(header[0])]
+        # The encoding ends where its value ends, so the body after it cannot run into it.
+        digest = hashlib.sha256(_encode((protocol.path, query, telling)))
+        digest.update(raw)
+        name = digest.digest()
+        reading = self._known.get(name)
+        if reading is None:
+            reading = self._read(protocol, query, telling, raw, headers)
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()  # those that are asked for often are back after one reading each
+            self._known[name] = reading
+        return Exchange(protocol, scope["path"], query, headers, raw, *reading)
+
+    def _read(
+        self, protocol: WireProtocol, query: bytes, telling: HeaderList, raw: bytes, headers: HeaderList
+    ) -> _Reading:
+        config = self._config
+        try:
+            body = parse_body(raw)
+        except BadRequestError as error:
+            raise BadRequestError(error.message + _of_which_type(headers), error.code) from None
+        inside = body.cache_controls
+        controls = read_controls(telling, inside, config)
+        caller = SHARED_SCOPE if config.share_between_callers else caller_scope(telling)
+        key = cache_key(protocol.path, query, config.base, telling, body, scope=f"{caller}/{controls.namespace}")
+        bypass = "asked" if controls.is_off else protocol.bypass_reason(body)
+        return _Reading(key.encode(), controls, bypass, body.is_stream, inside is not None)
+
+
+@functools.lru_cache(maxsize=1024)  # of names: few, and the same in every request
+def _tells_cache(name: bytes) -> bool:
+    """Tell whether a header, its name in lower case, is of any concern to the cache; one in ten is."""
+    return name in CONTROL_HEADERS or is_key_header(name)
 
 
 def _of_which_type(headers: HeaderList) -> str:

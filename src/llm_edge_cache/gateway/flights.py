@@ -192,6 +192,7 @@ class AnswerFlights:
 
     async def _follow(self, flight: Running, broadcast: Broadcast) -> None:
         """Read what another worker's call brings."""
+        broadcast.source = "worker"  # before any head: a call that fails without one was not its readers' own either
         waiters, reader = self._engine.waiters, LogReader(self._engine.slab, flight.token)
         progress = 0
         try:

@@ -67,8 +67,9 @@ async def send_part(send: Send, body: bytes, *, more: bool = True) -> None:
 
 async def send_whole(send: Send, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
     """Send an answer in one piece."""
-    await send_start(send, status, [*headers, (b"content-length", b"%d" % len(body))])
-    await send_part(send, body, more=False)
+    whole = [*headers, (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": status, "headers": whole})
+    await send({"type": "http.response.body", "body": body})
 
 
 async def send_error(

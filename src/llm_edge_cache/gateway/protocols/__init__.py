@@ -23,7 +23,7 @@ from llm_edge_cache.gateway.protocols.base import (
     is_event_stream,
 )
 from llm_edge_cache.gateway.protocols.body import BadRequestError, RequestBody, parse_body
-from llm_edge_cache.gateway.protocols.cachekey import SHARED_SCOPE, Headers, cache_key, caller_scope
+from llm_edge_cache.gateway.protocols.cachekey import SHARED_SCOPE, Headers, cache_key, caller_scope, is_key_header
 from llm_edge_cache.gateway.protocols.registry import PROTOCOLS
 from llm_edge_cache.gateway.protocols.sse import Event, FrameSplitter, FrameTooLargeError, parse_frame
 
@@ -44,6 +44,7 @@ __all__ = [
     "cache_key",
     "caller_scope",
     "is_event_stream",
+    "is_key_header",
     "parse_body",
     "parse_frame",
 ]

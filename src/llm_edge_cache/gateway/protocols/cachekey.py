@@ -37,6 +37,7 @@ __all__ = [
     "cache_key",
     "caller_scope",
     "is_caller_header",
+    "is_key_header",
 ]
 
 Headers = Iterable[tuple[bytes, bytes]]
@@ -83,6 +84,11 @@ def cache_key(
 def is_caller_header(name: bytes) -> bool:
     """Tell whether a header, its name in lower case, says who asks: the credential, or on whose account."""
     return _CALLER.search(name) is not None
+
+
+def is_key_header(name: bytes) -> bool:
+    """Tell whether a header, its name in lower case, may count for the key: as significant, or as the caller's."""
+    return name in SIGNIFICANT_HEADERS or is_caller_header(name)
 
 
 def caller_scope(headers: Headers) -> str:
