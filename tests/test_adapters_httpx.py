@@ -27,7 +27,7 @@ from llm_edge_cache.adapters import httpx2 as adapters_httpx2
 from llm_edge_cache.adapters.answering import protocol_at
 from llm_edge_cache.adapters.httpx import AsyncCachingTransport, CachingTransport
 from llm_edge_cache.gateway.config import GatewayConfig
-from llm_edge_cache.gateway.exchange import read_exchange
+from llm_edge_cache.gateway.exchange import ExchangeReader
 from llm_edge_cache.gateway.protocols import PROTOCOLS
 from llm_edge_cache.gateway.stand_in import StandInSettings
 
@@ -388,7 +388,7 @@ def test_the_key_is_the_gateway_s(upstream: StandInUpstream, client: Client) -> 
         "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
     }
     config = GatewayConfig(upstream=f"{upstream.url}/v1")
-    exchange = read_exchange(PROTOCOLS[MESSAGES], scope, json.dumps(chat("x", user="v")).encode(), config)
+    exchange = ExchangeReader(config).read(PROTOCOLS[MESSAGES], scope, json.dumps(chat("x", user="v")).encode())
     assert answer.headers["x-cache-key"] == exchange.key.decode()
 
 
