@@ -46,7 +46,7 @@ class HostParts:
             raise RedisTrouble("connection", "cut by the test")
         if blocking:
             at = command.args.index(b"BLOCK")
-            command = Call((*command.args[: at + 1], 1, *command.args[at + 2 :]))  # no news: no need to wait for it
+            command = Call(command.args[:at] + command.args[at + 2 :])  # where there are no news, nobody waits for them
         return self.client.run(command, blocking=blocking)
 
     def perform(self, steps: Steps[Any]) -> Any:

@@ -71,12 +71,12 @@ class Follower:
             RedisTrouble: Redis did not answer.
         """
         cursor = self._slab._word(Word.CURSOR)
-        if not self._has_established or not cursor:
+        is_new = not self._has_established or not cursor
+        if is_new:
             yield from self._establish()
             cursor = self._slab._word(Word.CURSOR)
         asked_ns = time.monotonic_ns()
-        read = (b"XREAD", b"COUNT", _BATCH, b"BLOCK", BLOCK_MS, b"STREAMS", self._tier.names.events, stream_id(cursor))
-        entries = _entries_of((yield from self._tier.ask(BlockingCall(Call(read), BLOCK_MS / 1000))))
+        entries = _entries_of((yield from self._tier.ask(self._question(cursor, waits=not is_new))))
         # After it was read: 1 the place is there  2 A announces, Redis loses the stream  3 nothing new is read.
         if not (yield from self._has_place(cursor)):
             self._has_established = False
@@ -89,6 +89,13 @@ class Follower:
             self._slab._word_raise(Word.BEGIN, packed)
         if len(entries) < _BATCH:
             self._slab._word_raise(Word.CONTACT, asked_ns)
+
+    def _question(self, cursor: int, *, waits: bool) -> Call | BlockingCall:
+        """Return the command that reads what is new. The first does not wait for news, so that contact is made."""
+        what = (b"STREAMS", self._tier.names.events, stream_id(cursor))
+        if not waits:
+            return Call((b"XREAD", b"COUNT", _BATCH, *what))
+        return BlockingCall(Call((b"XREAD", b"COUNT", _BATCH, b"BLOCK", BLOCK_MS, *what)), BLOCK_MS / 1000)
 
     def _apply(self, fields: dict[bytes, bytes], identifier: int) -> None:
         what, origin = applied(fields)
