@@ -25,7 +25,7 @@ def run(program: str, result: Path, *arguments: str) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("program", ["slab.py", "memory.py", "liveness.py"])
+@pytest.mark.parametrize("program", ["slab.py", "memory.py", "liveness.py", "invalidation.py"])
 def test_a_quick_run_writes_bars_and_provenance(program: str, tmp_path: Path) -> None:
     document = run(program, tmp_path / "result.json", "--quick")
     assert document["provenance"]["program"] == program
