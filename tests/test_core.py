@@ -92,7 +92,7 @@ def test_bytes_that_are_no_entry_are_a_counted_miss_and_deleted(slab: SharedSlab
     slab.set(KEY, b"no entry of ours")
     look(made)
     assert KEY not in slab
-    assert slab._counter_sums()[Counter.BAD_FORMAT] == 1
+    assert slab._counter_sums()[Counter.BAD_CONTENT] == 1
 
 
 # ---- out of contact ----

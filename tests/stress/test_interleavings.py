@@ -125,8 +125,8 @@ def promotions_without_a_token(patch: Patch) -> None:
 def promotions_under_the_epoch_of_their_end(patch: Patch) -> None:
     promote = Core.promote
 
-    def late(self: Core, look: Any, found: Any) -> None:
-        promote(self, look._replace(begun=self.begin(look.key)), found)
+    def late(self: Core, look: Any, found: Any, *, stale: float = 0.0) -> None:
+        promote(self, look._replace(begun=self.begin(look.key)), found, stale=stale)
 
     patch.setattr(Core, "promote", late)
 
@@ -161,7 +161,7 @@ def clear_all_not_remembered_by_its_host(patch: Patch) -> None:
 
 
 def clear_all_not_remembered_by_other_hosts(patch: Patch) -> None:
-    def apply(self: Any, fields: dict[bytes, bytes], identifier: int) -> None:
+    def apply(self: Any, packed: int, fields: dict[bytes, bytes]) -> None:
         what, origin = follower.applied(fields)
         if what is not None and origin != b"%d" % self._slab._mapping.nonce:
             self._invalidator.apply(what)
@@ -197,14 +197,14 @@ def cursor_moved_before_it_is_applied(patch: Patch) -> None:
 
 
 def place_looked_for_only_once(patch: Patch) -> None:
-    find = Follower._has_place
+    find = Follower._is_in_stream
 
     def found(self: Any, cursor: int) -> Any:
         if self._has_established:
             return True
         return (yield from find(self, cursor))
 
-    patch.setattr(Follower, "_has_place", found)
+    patch.setattr(Follower, "_is_in_stream", found)
 
 
 def undelivered_invalidations_ignored(patch: Patch) -> None:
