@@ -14,7 +14,7 @@ import pytest
 from cachelib.serializers import JSONSerializer
 from markupsafe import Markup
 
-from llm_edge_cache import SharedSlab, SlabConfig
+from llm_edge_cache import SharedSlab, SlabBusyError, SlabConfig
 from llm_edge_cache.adapters.cachelib import SharedSlabCache, factory
 
 CONFIG = SlabConfig(memory_bytes=4 << 20)
@@ -67,6 +67,23 @@ def test_many_at_once(cache: SharedSlabCache) -> None:
 def test_a_value_that_is_too_large_is_not_stored(cache: SharedSlabCache) -> None:
     assert cache.set("k", "x" * (5 << 20)) is False
     assert cache.set_many({"large": "x" * (5 << 20), "small": 1}) == ["small"]
+
+
+@pytest.mark.parametrize("ignoring", [True, False])
+def test_keys_that_cannot_be_deleted_are_named_or_an_error(
+    name: str, monkeypatch: pytest.MonkeyPatch, ignoring: bool
+) -> None:
+    def is_held_up(keys: Any) -> None:
+        raise SlabBusyError("a stopped process holds it")
+
+    cache = SharedSlabCache(name, config=CONFIG, ignore_delete_many_errors=ignoring)
+    cache.set("k", 1)
+    monkeypatch.setattr(cache._store, "delete_many", is_held_up)
+    if ignoring:
+        assert cache.delete_many("k", "missing") == ["missing"]
+    else:
+        with pytest.raises(RuntimeError, match="not every key could be deleted"):
+            cache.delete_many("k")
 
 
 def test_add_stores_where_nothing_is(cache: SharedSlabCache) -> None:
