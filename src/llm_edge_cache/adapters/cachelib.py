@@ -2,9 +2,9 @@
 
     cache = SharedSlabCache("my-app")
 
-    Cache(app, config={"CACHE_TYPE": "llm_edge_cache.adapters.cachelib.SharedSlabCache", "CACHE_ARGS": ["my-app"]})
+    Cache(app, config={"CACHE_TYPE": "llm_edge_cache.adapters.cachelib.factory", "CACHE_ARGS": ["my-app"]})
 
-Flask-Caching before 2.4 calls every CACHE_TYPE as `factory` below; name that one there. It serves both.
+`factory` serves every version of Flask-Caching; from 2.5 on the class may be named as well.
 """
 
 from __future__ import annotations
