@@ -26,7 +26,8 @@ def run(program: str, result: Path, *arguments: str) -> dict[str, Any]:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    "program", ["slab.py", "memory.py", "liveness.py", "flights.py", "manager.py", "faults.py", "targets.py"]
+    "program",
+    ["slab.py", "memory.py", "liveness.py", "flights.py", "manager.py", "faults.py", "targets.py", "snapshot.py"],
 )
 def test_a_quick_run_writes_bars_and_provenance(program: str, tmp_path: Path) -> None:
     document = run(program, tmp_path / "result.json", "--quick")

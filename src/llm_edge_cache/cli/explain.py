@@ -163,7 +163,7 @@ def _explained_envelope(fields: dict[str, Any], path: str) -> Explained:
         raise ExplainError(
             f"{path} has {', '.join(map(repr, unknown))} beside its endpoint; known are {sorted(_ENVELOPE)}"
         )
-    if fields["endpoint"] not in PROTOCOLS:
+    if not isinstance(fields["endpoint"], str) or fields["endpoint"] not in PROTOCOLS:
         raise ExplainError(f"{path}: endpoint must be one of {', '.join(PROTOCOLS)}, not {fields['endpoint']!r}")
     if not isinstance(fields.get("headers", {}), dict) or not all(
         isinstance(value, str)
