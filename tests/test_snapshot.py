@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import random
@@ -10,15 +11,26 @@ import stat
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from redis_servers import RedisServer
 
-from llm_edge_cache import SharedSlab, SlabConfig, snapshot
+from llm_edge_cache import (
+    CacheableRequest,
+    CachedResponse,
+    L1Config,
+    L2Config,
+    SharedSlab,
+    SlabConfig,
+    SyncCacheManager,
+    snapshot,
+)
 from llm_edge_cache.errors import SlabClosedError, SnapshotError
 from llm_edge_cache.invalidation import Invalidation, Invalidator, tag_hash
-from llm_edge_cache.regions import Word
+from llm_edge_cache.keys import tier_key
+from llm_edge_cache.regions import Counter, Word
 
 MiB = 1 << 20
 
@@ -201,6 +213,65 @@ def test_a_slab_at_the_snapshot_s_place_takes_it(slab: SharedSlab, tmp_path: Pat
     assert snapshot.restore(slab, tmp_path / "file").restored == 1
 
 
+# ---- with a manager ----
+
+
+def _reborn(name: str, file: Path) -> SharedSlab:
+    """The slab after a reboot of its host."""
+    SharedSlab.attach(name).unlink()
+    slab = SharedSlab(name, snapshot.describe(file).config)
+    snapshot.restore(slab, file)
+    return slab
+
+
+def test_responses_are_hits_after_a_reboot_and_tags_still_void_them(name: str, tmp_path: Path) -> None:
+    l1 = L1Config(name=name, memory_bytes=4 * MiB)
+    tagged, plain, void = (CacheableRequest("m", prompt) for prompt in ("tagged", "plain", "void"))
+    with SyncCacheManager(l1) as manager:
+        manager.store(void, CachedResponse("0", "m"), tags=["gone"])
+        manager.invalidate_tag("gone")
+        manager.store(tagged, CachedResponse("1", "m"), tags=["tag"])
+        manager.store(plain, CachedResponse("2", "m"))
+        snapshot.save(manager.slab, tmp_path / "file")
+    slab = _reborn(name, tmp_path / "file")
+    with SyncCacheManager(l1) as manager:
+        assert [manager.lookup(request).is_hit for request in (tagged, plain, void)] == [True, True, False]
+        manager.invalidate_tag("tag")
+        assert [manager.lookup(request).is_hit for request in (tagged, plain, void)] == [False, True, False]
+    slab.close()
+
+
+def test_what_another_host_invalidated_meanwhile_is_caught_up_on(
+    name: str, tmp_path: Path, redis_server: RedisServer
+) -> None:
+    here, there = (L1Config(name=name + which, memory_bytes=4 * MiB) for which in ("", "-there"))
+    l2 = L2Config(redis_server.unix_url, key_prefix=f"{name}:", operation_timeout_ms=1000)
+    stays, goes = CacheableRequest("m", "stays"), CacheableRequest("m", "goes")
+    with SyncCacheManager(here, l2) as manager:
+        manager.store(stays, CachedResponse("1", "m"))
+        manager.store(goes, CachedResponse("2", "m"))
+        _await(lambda: manager.slab._word(Word.CONTACT) != 0)
+        snapshot.save(manager.slab, tmp_path / "file")
+    with SyncCacheManager(there, l2) as manager:
+        manager.invalidate(goes)
+        manager.slab.unlink()
+    slab = _reborn(name, tmp_path / "file")
+    assert tier_key(goes) in slab
+    with SyncCacheManager(here, l2) as manager:
+        _await(lambda: tier_key(goes) not in slab)
+        assert tier_key(stays) in slab
+        assert not manager.lookup(goes).is_hit
+        assert manager.slab._counter_sums()[Counter.STREAM_FLUSHES] == 0
+    slab.close()
+
+
+def _await(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 # ---- the file ----
 
 
@@ -229,10 +300,22 @@ def test_a_link_is_followed(slab: SharedSlab, tmp_path: Path) -> None:
     assert snapshot.describe(tmp_path / "file").entries == 0
 
 
-def test_no_space_is_a_clear_error_and_leaves_nothing(slab: SharedSlab, tmp_path: Path) -> None:
+def test_no_space_is_a_clear_error_and_leaves_nothing(
+    slab: SharedSlab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_file: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(SnapshotError, match="there is no space for"):
+        snapshot.save(slab, tmp_path / "file")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_limit_in_the_way_is_a_clear_error_and_leaves_nothing(slab: SharedSlab, tmp_path: Path) -> None:
     slab.set(b"large", bytes(400_000))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # as EFBIG; /dev/full has no directory to rename in
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
         with pytest.raises(SnapshotError, match="cannot be written: File too large"):
             snapshot.save(slab, tmp_path / "file")

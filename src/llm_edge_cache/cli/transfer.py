@@ -28,9 +28,9 @@ def add_parsers(commands: Any) -> None:
         "snapshot",
         "save the entries to a file",
         "Saves the entries to a file, each with its value, its expiry and its idle limit. The application goes on, and "
-        "comes first where processors are busy; each entry is consistent in itself. FILE appears when it is whole and on "
-        "disk; until then, and after any failure, what was there before is untouched. It holds answers in plain text: "
-        "only its owner may read it.",
+        "comes first where processors are busy; each entry is consistent in itself. FILE appears when it is whole and "
+        "on disk; until then, and after any failure, what was there before is untouched. It holds answers in plain "
+        "text: only its owner may read it.",
     )
     parser.add_argument("file", metavar="FILE", help="where to; replaced if it is there")
     parser.add_argument(
