@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -218,6 +219,16 @@ def test_help_of_each_command_names_the_exit_codes(capsys: pytest.CaptureFixture
         assert ended.value.code == 0
         assert "Exit codes: 0 " in printed
         assert "130 interrupted" in printed
+
+
+def test_the_docs_tell_of_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    offered = set(re.findall(r"^    (\w+) ", capsys.readouterr().out, re.MULTILINE)) - {"serve", "demo"}
+    page = (Path(__file__).parent.parent / "docs" / "commands.md").read_text()
+    assert offered == set(ALL)
+    assert set(re.findall(r"^\| `(\w+)", page.partition("## stats")[0], re.MULTILINE)) == offered
+    assert set(re.findall(r"^\$ llm-edge-cache (\w+)", page, re.MULTILINE)) == offered
 
 
 # ---- bad input ----
