@@ -39,6 +39,7 @@ def run(program: str, result: Path, *arguments: str) -> dict[str, Any]:
         "targets.py",
         "adapters.py",
         "invalidation.py",
+        "snapshot.py",
     ],
 )
 def test_a_quick_run_writes_bars_and_provenance(program: str, tmp_path: Path) -> None:

@@ -53,6 +53,26 @@ static void a_hot_key_is_read_without_a_trace(void)
     world_destroy(&world);
 }
 
+static void a_scan_with_values_leaves_no_trace_at_all(void)
+{
+    struct lec_config config = {.max_entries = 64, .max_value_bytes = 16384, .tti_ns = SECOND};
+    struct world world;
+    struct buffer buffer = {0};
+    struct lec_info info;
+    uint32_t found = 0;
+    context_set("a scan with values leaves no trace at all");
+    world_create(&world, &config, 65536);
+    for (uint32_t id = 0; id < 20; id++) REQUIRE(set_id(&world, id, 1, id == 7 ? 12000 : 100 + id) == LEC_OK, "key %u", id);
+    listen(&world);
+    for (uint64_t cursor = 0; cursor != UINT64_MAX;)
+        found += lec_scan_entry(&world.handle, &cursor, world.now, buffer_take, &buffer, &info) == LEC_OK;
+    REQUIRE(found == 20, "%u entries of 20", found);
+    REQUIRE(stores.foreign == 0 && stores.own == 0, "%llu stores", (unsigned long long)(stores.foreign + stores.own));
+    points_listen(NULL, NULL);
+    free(buffer.data);
+    world_destroy(&world);
+}
+
 static void the_first_hits_of_a_key_store_a_few_touches(void)
 {
     struct lec_config config = {.max_entries = 64, .max_value_bytes = 4096};
@@ -151,6 +171,7 @@ static void a_set_at_capacity_stores_a_bounded_number_of_words(void)
 int main(void)
 {
     a_hot_key_is_read_without_a_trace();
+    a_scan_with_values_leaves_no_trace_at_all();
     the_first_hits_of_a_key_store_a_few_touches();
     a_miss_stores_nothing_at_all();
     idle_time_costs_one_word_per_key_and_granule();

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import signal
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 from llm_edge_cache import snapshot
 from llm_edge_cache.cli.attach import UsageError, add_command, chosen_name, live_slab
@@ -17,6 +18,8 @@ from llm_edge_cache.slab import SharedSlab
 
 __all__ = ["add_parsers"]
 
+_LAST: Final = 19  # the lowest priority
+
 
 def add_parsers(commands: Any) -> None:
     """Add this module's subcommands."""
@@ -24,12 +27,15 @@ def add_parsers(commands: Any) -> None:
         commands,
         "snapshot",
         "save the entries to a file",
-        "Saves the entries to a file, each with its value, its expiry and its idle limit. The application goes on "
-        "meanwhile; each entry is consistent in itself. FILE appears when it is whole and on disk; until then, and "
-        "after any failure, what was there before is untouched. It holds answers in plain text: only its owner may "
-        "read it.",
+        "Saves the entries to a file, each with its value, its expiry and its idle limit. The application goes on, and "
+        "comes first where processors are busy; each entry is consistent in itself. FILE appears when it is whole and "
+        "on disk; until then, and after any failure, what was there before is untouched. It holds answers in plain "
+        "text: only its owner may read it.",
     )
     parser.add_argument("file", metavar="FILE", help="where to; replaced if it is there")
+    parser.add_argument(
+        "--full-speed", action="store_true", help="do not give way to other processes that want the processor"
+    )
     parser.set_defaults(run=_snapshot)
     parser = add_command(
         commands,
@@ -63,6 +69,8 @@ def _terminable() -> Iterator[None]:
 
 def _snapshot(options: argparse.Namespace) -> int:
     started = time.monotonic()
+    if not options.full_speed:
+        os.nice(_LAST)  # a host that is busy stays so with its requests; an idle one does not notice
     with _terminable(), live_slab(options) as slab, ProgressBar("snapshot", "entries") as bar:
         report = snapshot.save(slab, options.file, progress=bar)
         name = slab.name
