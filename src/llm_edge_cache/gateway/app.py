@@ -182,9 +182,9 @@ async def _read_body(receive: Receive, limit: int, patience: float) -> bytes | N
         size += len(part)
         if size > limit:
             raise _TooLargeError
-        parts.append(part)
         if not message.get("more_body"):
-            return part if len(parts) == 1 else b"".join(parts)
+            return b"".join([*parts, part]) if parts else part
+        parts.append(part)
 
 
 def _passed(call: Call) -> list[tuple[bytes, bytes]]:
