@@ -109,6 +109,9 @@ class Upstream:
             self._free.release()
 
     async def _take_place(self) -> None:
+        if not self._free.locked():
+            await self._free.acquire()  # does not wait; `wait_for` would make a task of it
+            return
         try:
             await asyncio.wait_for(self._free.acquire(), self._config.connect_timeout)
         except asyncio.TimeoutError:
