@@ -24,7 +24,7 @@ __all__ = ["Exchange", "ExchangeReader"]
 
 _IDENTITY: Final = (b"accept-encoding", b"identity")
 _LONGEST_VALUE: Final = 60  # bytes of a header that an error message quotes
-_MOST_KNOWN: Final = 4096  # requests, of some 300 bytes each
+_MOST_KNOWN: Final = 1024  # requests, of some 300 bytes each
 _MOST_NAMES: Final = 1024
 _REPLACED: Final = (b"accept-encoding", b"content-length")
 
