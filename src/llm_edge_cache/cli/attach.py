@@ -81,7 +81,8 @@ def _reasons(name: str) -> Iterator[Exception]:
         owner = naming.Owner(status.st_uid, status.st_gid)
         if owner.uid != mine.owner.uid and naming.place_of(name, owner).lock == path:
             yield SlabPermissionError(
-                f"slab {name!r} belongs to uid {owner.uid}, and this is uid {mine.owner.uid}: run the command as that user"
+                f"slab {name!r} belongs to uid {owner.uid}, and this is uid {mine.owner.uid}: "
+                "run the command as that user"
             )
     if any(status.st_uid == mine.owner.uid and _content(path) == name.encode() for path, status in others):
         yield SlabVersionError(
