@@ -12,6 +12,7 @@ import argparse
 import multiprocessing
 import os
 import random
+import resource
 import statistics
 import subprocess
 import sys
@@ -155,7 +156,11 @@ def effects(entries: int, pairs: int, seconds: float, seed: int) -> dict[str, An
                 "top": ["top", "--name", name, "--json"],
                 "snapshot": ["snapshot", "--name", name, f"{folder}/file"],
             }
-            return {what: _effect(counts, command, pairs, seconds) for what, command in commands.items()}
+            return {
+                what: _effect(counts, command, pairs, seconds)
+                | {"processor_share": _processor_share(command, 12 * seconds)}
+                for what, command in commands.items()
+            }
         finally:
             stop.set()
             for writer in writers:
@@ -173,6 +178,20 @@ def _effect(counts: list[Synchronized[int]], command: list[str], pairs: int, sec
     return {"median": statistics.median(shares), "shares": shares}
 
 
+def _processor_share(command: list[str], seconds: float) -> float:
+    """What the command takes of all processors, beside the writers, until its end or for so long."""
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    process = subprocess.Popen([sys.executable, "-m", "llm_edge_cache", *command], stdout=subprocess.DEVNULL)
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    wall, after = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return used / wall / (os.cpu_count() or 1)
+
+
 # ---- all ----
 
 
@@ -188,6 +207,9 @@ def _bars(results: dict[str, Any], payload_bytes: int) -> list[Bar]:
     bars.append(at_most("entries lost on the way", lost, 0))
     for what, effect in results["effects"].items():
         bars.append(at_least(f"throughput of {WRITERS} writers beside {what}, share", effect["median"], 0.98))
+        bars.append(
+            at_most(f"of all processors beside {WRITERS} writers: {what}, share", effect["processor_share"], 0.02)
+        )
     return bars
 
 

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import signal
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any
 
 from llm_edge_cache import snapshot
 from llm_edge_cache.cli.attach import UsageError, add_command, chosen_name, live_slab
+from llm_edge_cache.cli.courtesy import Courtesy
 from llm_edge_cache.cli.output import ProgressBar, count_text, json_line, say, size_text, time_text
 from llm_edge_cache.slab import SharedSlab
 
 __all__ = ["add_parsers"]
-
-_LAST: Final = 19  # the lowest priority
 
 
 def add_parsers(commands: Any) -> None:
@@ -69,10 +67,14 @@ def _terminable() -> Iterator[None]:
 
 def _snapshot(options: argparse.Namespace) -> int:
     started = time.monotonic()
-    if not options.full_speed:
-        os.nice(_LAST)  # a host that is busy stays so with its requests; an idle one does not notice
+    courtesy = Courtesy(is_on=not options.full_speed)
     with _terminable(), live_slab(options) as slab, ProgressBar("snapshot", "entries") as bar:
-        report = snapshot.save(slab, options.file, progress=bar)
+
+        def tell(done: int, total: int) -> None:
+            bar(done, total)
+            courtesy.step()
+
+        report = snapshot.save(slab, options.file, progress=tell)
         name = slab.name
     seconds = time.monotonic() - started
     if options.json:
