@@ -205,7 +205,7 @@ print(found.message.tool_calls[0]["args"])
 
 
 def test_another_host_finds_the_answer_in_redis(redis_server: Any, name: str) -> None:
-    l2 = L2Config(redis_url=redis_server.unix_url, key_prefix=f"{name}:")
+    l2 = L2Config(redis_url=redis_server.unix_url, key_prefix=f"{name}:", operation_timeout_ms=5000)
     cache = LLMEdgeCache(L1Config(name=name, memory_bytes=4 * MiB), l2)
     cache.update("p", "l", [CHAT])
     cache.close()

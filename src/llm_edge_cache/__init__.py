@@ -3,6 +3,7 @@
 ``SharedSlab`` is the store in shared memory; see the documentation for the cache in two tiers that stands on it.
 """
 
+from llm_edge_cache.decorator import CachedFunction, CacheInfo, cached
 from llm_edge_cache.errors import (
     CacheError,
     ComputeError,
@@ -30,8 +31,10 @@ __all__ = [
     "DEFAULT",
     "CacheError",
     "CacheHealthStatus",
+    "CacheInfo",
     "CacheManager",
     "CacheableRequest",
+    "CachedFunction",
     "CachedResponse",
     "ComputeError",
     "EntryInfo",
@@ -58,6 +61,7 @@ __all__ = [
     "SlabVersionError",
     "SyncCacheManager",
     "TokenUsage",
+    "cached",
     "generate_cache_key",
     "generate_short_key",
     "list_slabs",

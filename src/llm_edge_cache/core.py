@@ -91,7 +91,8 @@ class Core:
         self._read = codec.read
         self._get = slab.get
         self._record = slab._record
-        self._trusted_ns = 0 if l2 is None else round(l2.staleness_seconds * 1e9)
+        self.trusted_ns: Final = 0 if l2 is None else round(l2.staleness_seconds * 1e9)
+        """For how long after the last contact with Redis nothing in L1 needs to be verified; 0: nothing ever does."""
 
     # ---- L1 ----
 
@@ -116,7 +117,7 @@ class Core:
         if entry.generations and self._is_overtaken(entry):
             self.slab._count(Counter.L1_EXPIRED_TAGS)
             return self._missed(key, data, start, None)
-        is_unverified = self._trusted_ns != 0 and self._needs_verifying(start)
+        is_unverified = self.trusted_ns != 0 and self._needs_verifying(start)
         expires_at = entry.expires_at
         if expires_at is not None and expires_at <= time.time():
             # What is stale must not be served unverified either: Redis, which answers, has something newer or nothing.
@@ -177,7 +178,7 @@ class Core:
         if entry is None or self._is_overtaken(entry):
             return None, Look(key, token, begun, None)
         is_stale = entry.expires_at is not None and entry.expires_at <= time.time()
-        is_unverified = self._trusted_ns != 0 and self._needs_verifying(begun.began_ns)
+        is_unverified = self.trusted_ns != 0 and self._needs_verifying(begun.began_ns)
         if is_stale:
             return None, Look(key, token, begun, None if is_unverified else entry)
         if is_unverified:
@@ -201,7 +202,7 @@ class Core:
         after the last contact. New entries are no exception: 1 this host computes K  2 another invalidates K, which is
         not heard here  3 K is stored here.
         """
-        if now_ns - self.slab._word(_CONTACT) <= self._trusted_ns:
+        if now_ns - self.slab._word(_CONTACT) <= self.trusted_ns:
             return False
         assert self._tier is not None
         if not self._tier.breaker.is_closed():

@@ -218,7 +218,7 @@ class CacheManager:
             ttl_jitter=ttl_jitter,
             negative_ttl=negative_ttl,
         )
-        return (await self._fetch(found, compute, options, seconds_to_wait(timeout))).response
+        return (await self.fetch(found, compute, options, seconds_to_wait(timeout))).response
 
     async def invalidate(self, request: CacheableRequest) -> None:
         """Make a request's response void: on this host when this returns, on the others within moments."""
@@ -272,7 +272,8 @@ class CacheManager:
 
     # ---- beneath ----
 
-    async def _fetch(self, look: Look, compute: AsyncCompute, options: FetchOptions, timeout: float | None) -> Served:
+    async def fetch(self, look: Look, compute: AsyncCompute, options: FetchOptions, timeout: float | None) -> Served:
+        """Go on with get_or_compute() where L1 had no answer, for what is built on it."""
         stale = self._engine.stale_while_revalidating(look, options)
         if stale is not None:
             self._begin_revalidation(look, compute, options)

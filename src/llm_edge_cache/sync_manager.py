@@ -180,7 +180,7 @@ class SyncCacheManager:
             ttl_jitter=ttl_jitter,
             negative_ttl=negative_ttl,
         )
-        return self._fetch(found, compute, options, seconds_to_wait(timeout)).response
+        return self.fetch(found, compute, options, seconds_to_wait(timeout)).response
 
     def invalidate(self, request: CacheableRequest) -> None:
         """Make a request's response void: on this host when this returns, on the others within moments."""
@@ -234,7 +234,8 @@ class SyncCacheManager:
 
     # ---- beneath ----
 
-    def _fetch(self, look: Look, compute: Compute, options: FetchOptions, timeout: float | None) -> Served:
+    def fetch(self, look: Look, compute: Compute, options: FetchOptions, timeout: float | None) -> Served:
+        """Go on with get_or_compute() where L1 had no answer, for what is built on it."""
         stale = self._engine.stale_while_revalidating(look, options)
         if stale is not None:
             self._begin_revalidation(look, compute, options)

@@ -21,8 +21,8 @@ try:
 except ImportError as error:
     raise ImportError("the LangChain adapter needs langchain-core: pip install 'llm-edge-cache[langchain]'") from error
 
-from llm_edge_cache.adapters.faces import Faces
 from llm_edge_cache.adapters.serializers import MsgspecSerializer
+from llm_edge_cache.faces import Faces
 from llm_edge_cache.model import CacheableRequest, CachedResponse, TokenUsage
 
 if TYPE_CHECKING:

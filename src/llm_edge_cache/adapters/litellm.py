@@ -17,8 +17,8 @@ try:
 except ImportError as error:
     raise ImportError("the LiteLLM adapter needs litellm: pip install 'llm-edge-cache[litellm]'") from error
 
-from llm_edge_cache.adapters.faces import Faces
 from llm_edge_cache.adapters.serializers import MsgspecSerializer
+from llm_edge_cache.faces import Faces
 from llm_edge_cache.model import CacheableRequest, CachedResponse
 
 if TYPE_CHECKING:

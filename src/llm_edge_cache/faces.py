@@ -1,4 +1,4 @@
-"""The cache behind an adapter: one engine with both faces, whether it was given or is made here."""
+"""The cache behind an adapter or a decorator: one engine with both faces, whether it was given or is made here."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Faces"]
 
 
 class Faces:
-    """A cache as adapters use it: from threads, from event loops, or both.
+    """A cache for code of either kind: from threads, from event loops, or both.
 
     Args:
         l1: The tier in shared memory.
