@@ -35,7 +35,6 @@ _KEPT: Final = frozenset(
         b"content-language",
         b"content-type",
         b"openai-model",
-        b"openai-processing-ms",
         b"openai-version",
     }
 )

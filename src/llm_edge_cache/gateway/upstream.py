@@ -20,7 +20,7 @@ __all__ = ["Call", "Upstream", "UpstreamFailureError"]
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _OWN_HEADERS: Final = (b"host", b"expect")
 _AUTOMATIC: Final = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
-_KEEP_ALIVE_SECONDS: Final = 15.0  # below what servers use, so that a kept connection is rarely closed under our feet
+_KEEP_ALIVE_SECONDS: Final = 4.0  # below what servers use, so that a kept connection is rarely closed under our feet
 
 
 class UpstreamFailureError(CacheError):
