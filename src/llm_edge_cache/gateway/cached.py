@@ -7,7 +7,7 @@ import time
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
-from llm_edge_cache.gateway.answers import End, Head, HeaderList, headers_of
+from llm_edge_cache.gateway.answers import End, Head, HeaderList, kept_of
 from llm_edge_cache.gateway.broadcast import Broadcast
 from llm_edge_cache.gateway.config import GatewayConfig
 from llm_edge_cache.gateway.exchange import Exchange
@@ -71,13 +71,11 @@ class CachedEndpoints:
         return while_present(receive, self._answer_joined(exchange, send))
 
     async def _send_hit(self, exchange: Exchange, send: Send, response: CachedResponse, age: int) -> None:
-        metadata = response.metadata
-        by = metadata.get("by") if self._config.show_workers else None
-        status = b"hit; ttl=%d" % (int(metadata.get("ttl", 0)) - age)
-        headers = headers_of(response)
-        is_paced = self._config.pace and is_event_stream(headers)
-        headers += cache_headers(b"HIT", status, exchange.key, tier=b"l1", age=age, by=by)
-        if is_paced:
+        kept = kept_of(response)
+        by = kept.by if self._config.show_workers else None
+        status = b"hit; ttl=%d" % (int(kept.ttl) - age)
+        headers = kept.headers + cache_headers(b"HIT", status, exchange.key, tier=b"l1", age=age, by=by)
+        if self._config.pace and is_event_stream(kept.headers):
             await self._replay_paced(send, headers, response.raw)
         else:
             await send_whole(send, 200, headers, response.raw)
