@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Protocol, Typ
 
 import msgspec
 
-from llm_edge_cache.callkeys import CallKey, name_of
+from llm_edge_cache.callkeys import call_key, name_of
 from llm_edge_cache.codec import UNREADABLE, Entry
 from llm_edge_cache.core import Begun, Look
 from llm_edge_cache.effects import Steps
@@ -131,7 +131,7 @@ class _Results:
         prefix: str | None,
     ) -> None:
         self.name: Final = prefix or name_of(function)
-        self.key: Final = CallKey(function, self.name, key)
+        self.key: Final = call_key(function, self.name, key)
         self._options: Final = FetchOptions(l1_ttl=ttl, l2_ttl=ttl, tags=() if callable(tags) else tags_of(tags))
         self._tags = tags if callable(tags) else None
         self._faces_of = faces
@@ -148,25 +148,26 @@ class _Results:
 
     @functools.cached_property
     def look(self) -> Callable[[bytes], Any]:
-        """A quick look at L1: returns the entry if it is one of which nothing is to be asked, else None."""
+        """A quick look at L1: returns the result if nothing is to be asked about it, else _OTHER."""
         core, slab = self.faces.engine.core, self.faces.engine.slab
         get, word, record, read, trusted_ns = slab.get, slab._word, slab._record, self._read, core.trusted_ns
-        clock, wall = time.monotonic_ns, time.time
+        clock, wall, hits = time.monotonic_ns, time.time, self.hits
 
         def look(key: bytes) -> Any:
             start = clock()
             data = get(key)
             if data is None or (trusted_ns and start - word(_CONTACT) > trusted_ns):
-                return None
+                return _OTHER
             try:
                 entry = read(data)
             except UNREADABLE:
-                return None
+                return _OTHER
             expires_at = entry.expires_at
             if entry.generations or entry.is_negative or (expires_at is not None and expires_at <= wall()):
-                return None
+                return _OTHER
             record(_L1_HITS, _L1_TIMES, start, _TIME_SAVED, entry.microseconds)
-            return entry
+            next(hits)
+            return entry.response.raw
 
         return look
 
@@ -252,16 +253,13 @@ def _type_of(function: Callable[..., Any]) -> Any:
 
 
 def _of_threads(function: Callable[..., Any], results: _Results) -> Callable[..., Any]:
-    key_of, hits = results.key, results.hits
+    key_of = results.key
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         key = key_of(args, kwargs)
-        entry = results.look(key)
-        if entry is None:
-            return _find(function, results, key, args, kwargs, refresh)
-        next(hits)
-        return entry.response.raw
+        result = results.look(key)
+        return _find(function, results, key, args, kwargs, refresh) if result is _OTHER else result
 
     def refresh(*args: Any, **kwargs: Any) -> Any:
         key, options = key_of(args, kwargs), results.options_of(args, kwargs)
@@ -299,16 +297,13 @@ def _find(  # noqa: PLR0917
 
 
 def _of_loops(function: Callable[..., Any], results: _Results) -> Callable[..., Any]:
-    key_of, hits = results.key, results.hits
+    key_of = results.key
 
     @functools.wraps(function)
     async def call(*args: Any, **kwargs: Any) -> Any:
         key = key_of(args, kwargs)
-        entry = results.look(key)
-        if entry is None:
-            return await _find_async(function, results, key, args, kwargs, refresh)
-        next(hits)
-        return entry.response.raw
+        result = results.look(key)
+        return await _find_async(function, results, key, args, kwargs, refresh) if result is _OTHER else result
 
     async def refresh(*args: Any, **kwargs: Any) -> Any:
         key, options = key_of(args, kwargs), results.options_of(args, kwargs)
