@@ -14,7 +14,7 @@ machine: who took how much of it is part of the result.
 - Memory: the anonymous memory of each worker, which leaves out the slab, after 20,000 and after 200,000 requests, a
   tenth of them misses.
 
-LiteLLM's proxy is measured where PYTHON, or else this interpreter, has litellm[proxy] installed.
+LiteLLM's proxy, with its cache in memory, is measured where PYTHON, or else this interpreter, has litellm[proxy].
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ MISS_EVERY = 10  # in the measurement of memory
 GROWTH_KIB = 1024.0  # between the two measurements of memory: what allocators do
 LOG_SECONDS = 11.0  # after which nothing is kept any more of an answer that was under way
 PATIENCE_SECONDS = 120.0
-DISTRIBUTIONS = ("uvicorn", "uvloop", "httptools", "aiohttp", "msgspec", "litellm")
+DISTRIBUTIONS = ("uvicorn", "uvloop", "httptools", "aiohttp", "msgspec")
 UVICORN = (
     *("-m", "uvicorn", "--app-dir", str(BENCH), "--host", "127.0.0.1", "--workers", str(WORKERS)),
     *("--loop", "uvloop", "--http", "httptools", "--log-level", "warning"),
@@ -157,14 +157,22 @@ def litellm(directory: Path, upstream: Running, python: str) -> Iterator[Running
     config.write_text(_LITELLM.format(url=f"http://127.0.0.1:{upstream.port}"))
     command = [python, "-c", "from litellm import run_server; run_server()", "--config", str(config)]
     command += ["--host", "127.0.0.1", "--port", str(port), "--num_workers", str(WORKERS)]
-    environ = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
+    environ = {
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # nothing from the network
+        "LITELLM_LOG": "ERROR",  # and no access log, as for the others
+        "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",  # no key to be checked: its fastest way
+    }
     with running(directory / "litellm.log", command, port, environ) as server:
         yield server
 
 
-def has_litellm(python: str) -> bool:
-    done = subprocess.run([python, "-c", "import litellm.proxy.proxy_server"], capture_output=True, check=False)
-    return done.returncode == 0
+def litellm_version(python: str) -> str | None:
+    """None: it cannot be measured with this interpreter."""
+    program = (
+        "import httptools, uvloop, litellm.proxy.proxy_server, importlib.metadata as m; print(m.version('litellm'))"
+    )
+    done = subprocess.run([python, "-c", program], capture_output=True, text=True, check=False)
+    return done.stdout.split()[-1] if done.returncode == 0 else None
 
 
 # ---- a client that looks at the clock ----
@@ -363,13 +371,19 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     provenance = Provenance(distributions=DISTRIBUTIONS)
-    python = None if arguments.quick else arguments.litellm or sys.executable
-    if python is not None and not has_litellm(python):
-        print(f"litellm: left out, since {python} has no litellm[proxy]")
-        python = None
-    settings = {"load": GENERATOR, "connections": CONNECTIONS, "workers": WORKERS, "answer_bytes": ANSWER_BYTES}
+    python = arguments.litellm or sys.executable
+    version = None if arguments.quick else litellm_version(python)
+    if version is None:
+        print(f"litellm: left out; {python} would need litellm[proxy], httptools and uvloop")
+    settings = {
+        "load": GENERATOR,
+        "connections": CONNECTIONS,
+        "workers": WORKERS,
+        "answer_bytes": ANSWER_BYTES,
+        "litellm": version,
+    }
     with tempfile.TemporaryDirectory() as directory:
-        results, bars = run(arguments, python, Path(directory))
+        results, bars = run(arguments, None if version is None else python, Path(directory))
     met = write_results(arguments.json, provenance, {"quick": arguments.quick, **settings, **results}, bars)
     return 0 if met or arguments.quick else 1
 

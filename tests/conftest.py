@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from fault_proxy import FaultProxy
-from gateway_servers import IDLE_SECONDS, Gateway, recordings, run_gateway
+from gateway_servers import Gateway, recordings, run_gateway
 from redis_servers import RedisServer
 from stand_in_upstream import AT_ONCE, StandInUpstream
 
@@ -77,7 +77,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """One gateway with four workers for all: a test asks questions of its own."""
     with (
         StandInUpstream(AT_ONCE, recordings()) as upstream,
-        run_gateway(tmp_path_factory.mktemp("gateway"), upstream, workers=4, idle_timeout=IDLE_SECONDS) as running,
+        run_gateway(tmp_path_factory.mktemp("gateway"), upstream, workers=4) as running,
     ):
         yield running
 
@@ -90,11 +90,20 @@ def gateway(served: Gateway) -> Iterator[Gateway]:
 
 
 @pytest.fixture(scope="session")
-def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """A gateway of one worker that waits half a second for anybody."""
+def served_hastily(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """A gateway of two workers that does not wait for long for anybody."""
     directory = tmp_path_factory.mktemp("hasty")
     with (
         StandInUpstream(AT_ONCE) as upstream,
-        run_gateway(directory, upstream, background_limit=0.5, client_timeout=0.5) as running,
+        run_gateway(
+            directory, upstream, workers=2, background_limit=0.5, client_timeout=0.5, idle_timeout=2.0
+        ) as running,
     ):
         yield running
+
+
+@pytest.fixture
+def hasty(served_hastily: Gateway) -> Iterator[Gateway]:
+    """The hasty one, before a provider that answers at once."""
+    yield served_hastily
+    served_hastily.upstream.provider.settings = AT_ONCE

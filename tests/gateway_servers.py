@@ -43,8 +43,6 @@ CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/r
 EMBEDDINGS, MESSAGES = "/v1/embeddings", "/v1/messages"
 
 _PROBE = "which worker is this?"
-IDLE_SECONDS = 2.0
-"""How long the tests' gateway waits for a provider that says nothing."""
 INVENTED = Path(__file__).resolve().parent / "data" / "exchanges.jsonl"
 RECORDED = Path(
     os.environ.get("LLM_EDGE_CACHE_CASSETTES", Path(__file__).resolve().parents[2] / "shared" / "cassettes")

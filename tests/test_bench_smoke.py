@@ -38,6 +38,8 @@ def run(program: str, result: Path, *arguments: str) -> dict[str, Any]:
         "gateway.py",
         "targets.py",
         "adapters.py",
+        "invalidation.py",
+        "snapshot.py",
     ],
 )
 def test_a_quick_run_writes_bars_and_provenance(program: str, tmp_path: Path) -> None:

@@ -117,6 +117,10 @@ def test_what_is_not_ours_is_passed_over(here: HostParts) -> None:
     assert here.word(Word.CURSOR) == newest(here)
 
 
+def test_there_is_contact_once_the_place_is_found(here: HostParts) -> None:
+    assert 0 < here.word(Word.CONTACT) <= time.monotonic_ns()
+
+
 def test_contact_is_dated_before_the_question(here: HostParts) -> None:
     steps = here.follower.follow()
     effect = next(steps)
@@ -157,7 +161,7 @@ def test_a_reader_killed_before_the_cursor_moved_leaves_the_entry_to_its_success
     there.slab.set(KEY, b"old")
     here.invalidate("key", KEY.decode())
     killed = there.follower.follow()
-    effect = next(killed)
+    effect = next(killed)  # XREAD
     effect = killed.send(there.run(effect.call, blocking=effect.seconds))
     there.run(effect)  # and is never heard of again
     there.perform(another_follower(there).follow())
@@ -219,9 +223,10 @@ def test_a_reader_killed_before_l1_is_cleared_leaves_that_to_its_successor(
     there.slab.set(KEY, b"perhaps old")
     here.client.run(Call((b"DEL", here.tier.names.events)))
     there.follow()
-    with monkeypatch.context() as patch, pytest.raises(Kill):
+    with monkeypatch.context() as patch:
         patch.setattr(type(there.slab), "clear", kill)
-        there.follow()
+        with pytest.raises(Kill):
+            there.follow()
     there.perform(another_follower(there).follow())
     assert len(there.slab) == 0
 

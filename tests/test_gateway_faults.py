@@ -30,7 +30,9 @@ from llm_edge_cache.gateway.stand_in_faults import FAULTS
 REFUSALS = ("400", "401", "403", "404", "408", "413", "429", "500", "502", "503", "529")
 HARMLESS = ("chunks-7",)
 """Only careless readers are hurt."""
-SPEECHLESS = ("hang", "stall", "drop-before")
+SILENT = ("hang", "stall")
+"""They last for as long as the gateway is patient."""
+SPEECHLESS = (*SILENT, "drop-before")
 """Without us, a client gets no answer, or waits for it as long as it likes."""
 CUT = {"hang": 504, "drop-before": 502, "drop-after": 502, "truncate": 502, "stall": 504}
 """What becomes of an answer in one piece that never came whole."""
@@ -76,9 +78,9 @@ def check_seen(path: str, fault: str, is_stream: bool, seen: Reply, direct: Repl
 @STREAM
 @PATHS
 def test_a_fault_is_told_as_it_is_never_kept_and_does_not_harm_the_next_request(
-    path: str, is_stream: bool, gateway: Gateway
+    path: str, is_stream: bool, gateway: Gateway, hasty: Gateway
 ) -> None:
-    async def suffer(fault: str) -> None:
+    async def suffer(gateway: Gateway, fault: str) -> None:
         body = question(f"what goes wrong? {fault}", path=path, stream=is_stream)
         direct = await ask_directly(gateway, path, body, fault)
         seen = await ask(gateway.port, path, body, x_stand_in_fault=fault)
@@ -93,17 +95,19 @@ def test_a_fault_is_told_as_it_is_never_kept_and_does_not_harm_the_next_request(
         assert (after.status, after.body) == (again.status, again.body) == (200, good.body)
 
     async def main() -> None:
-        await asyncio.gather(*(suffer(fault) for fault in (*FAULTS, *REFUSALS)))
+        await asyncio.gather(*(suffer(hasty if fault in SILENT else gateway, fault) for fault in (*FAULTS, *REFUSALS)))
 
     asyncio.run(main())
 
 
 @STREAM
 @pytest.mark.parametrize("path", [CHAT, MESSAGES])
-def test_whoever_waits_for_a_call_that_fails_is_told_as_well(path: str, is_stream: bool, gateway: Gateway) -> None:
+def test_whoever_waits_for_a_call_that_fails_is_told_as_well(
+    path: str, is_stream: bool, gateway: Gateway, hasty: Gateway
+) -> None:
     """Ten ask at once, and whoever's request is passed on fails."""
 
-    async def suffer(fault: str) -> None:
+    async def suffer(gateway: Gateway, fault: str) -> None:
         body = question(f"what goes wrong for all? {fault}", path=path, stream=is_stream)
         direct = await ask_directly(gateway, path, body, fault)
         everybody = await asyncio.gather(*(ask(gateway.port, path, body, x_stand_in_fault=fault) for _ in range(10)))
@@ -121,13 +125,15 @@ def test_whoever_waits_for_a_call_that_fails_is_told_as_well(path: str, is_strea
                     assert (seen.status, seen.body) == (direct.status, direct.body), fault
             else:
                 check_seen(path, fault, is_stream, seen, direct)
-        if fault in ("hang", "stall"):
+        if fault in SILENT:
             assert gateway.calls_of(path, body) == 1, fault
         after = await ask(gateway.port, path, body)
         assert after.cache == ("HIT" if fault in HARMLESS else "MISS"), (fault, after)
 
     async def main() -> None:
-        await asyncio.gather(*(suffer(fault) for fault in (*FAULTS, "401", "429", "500", "529")))
+        await asyncio.gather(
+            *(suffer(hasty if fault in SILENT else gateway, fault) for fault in (*FAULTS, "401", "429", "500", "529"))
+        )
 
     asyncio.run(main())
 

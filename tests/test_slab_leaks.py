@@ -46,6 +46,8 @@ CALLS: dict[str, Callable[[SharedSlab], Any]] = {
     "pop": lambda slab: (slab.set(b"popped", b"value"), slab.pop(b"popped"), slab.pop(b"popped")),
     "in": lambda slab: (b"key" in slab, b"absent" in slab),
     "scan": lambda slab: list(slab.scan(b"k")),
+    "scan with values": lambda slab: slab._scan_entries(0, 1 << 20),
+    "tags and processes": lambda slab: (slab._tag_raise(3, 3), slab._tags(), slab._mapping.processes()),
     "stats and check": lambda slab: (slab.stats(), slab.check()),
     "attach": lambda slab: SharedSlab.attach(slab.name).close(),
     "create and unlink": lambda slab: _create_and_unlink(slab.name + "-second"),

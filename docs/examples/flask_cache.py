@@ -20,7 +20,7 @@ NAME = os.environ.setdefault("EXAMPLE_SLAB", f"example-flask-{os.getpid()}")
 app = Flask(__name__)
 cache = Cache(
     config={
-        "CACHE_TYPE": "llm_edge_cache.adapters.cachelib.SharedSlabCache",
+        "CACHE_TYPE": "llm_edge_cache.adapters.cachelib.factory",
         "CACHE_ARGS": [NAME],
         "CACHE_OPTIONS": {"config": SlabConfig(memory_bytes=16 << 20)},
     }

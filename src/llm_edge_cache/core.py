@@ -117,7 +117,7 @@ class Core:
         if entry.generations and self._is_overtaken(entry):
             self.slab._count(Counter.L1_EXPIRED_TAGS)
             return self._missed(key, data, start, None)
-        is_unverified = self.trusted_ns != 0 and self._needs_verifying(entry, start)
+        is_unverified = self.trusted_ns != 0 and self._needs_verifying(start)
         expires_at = entry.expires_at
         if expires_at is not None and expires_at <= time.time():
             # What is stale must not be served unverified either: Redis, which answers, has something newer or nothing.
@@ -178,7 +178,7 @@ class Core:
         if entry is None or self._is_overtaken(entry):
             return None, Look(key, token, begun, None)
         is_stale = entry.expires_at is not None and entry.expires_at <= time.time()
-        is_unverified = self.trusted_ns != 0 and self._needs_verifying(entry, begun.began_ns)
+        is_unverified = self.trusted_ns != 0 and self._needs_verifying(begun.began_ns)
         if is_stale:
             return None, Look(key, token, begun, None if is_unverified else entry)
         if is_unverified:
@@ -195,19 +195,17 @@ class Core:
         tag = self.slab._tag
         return self.slab._fence(key) != begun.fence or any(tag(tag_hash(name)) > begun.epoch for name in tags)
 
-    def _needs_verifying(self, entry: Entry, now_ns: int) -> bool:
+    def _needs_verifying(self, now_ns: int) -> bool:
         """Tell whether an invalidation of another host may have been missed, while Redis could have told.
 
-        The bound on staleness: an entry is served without asking for at most `staleness_seconds` after the last
-        contact, or after it was stored.
+        The bound on staleness: while Redis can be asked, nothing is served unasked for longer than `staleness_seconds`
+        after the last contact. New entries are no exception: 1 this host computes K  2 another invalidates K, which is
+        not heard here  3 K is stored here.
         """
-        contact = self.slab._word(_CONTACT)
-        if now_ns - contact <= self.trusted_ns:
+        if now_ns - self.slab._word(_CONTACT) <= self.trusted_ns:
             return False
         assert self._tier is not None
-        stored_at = entry.response.cached_at
-        is_young = stored_at is not None and 0 <= time.time() - stored_at <= self.trusted_ns / 1e9
-        if is_young or not self._tier.breaker.is_closed():
+        if not self._tier.breaker.is_closed():
             return False
         self.slab._count(Counter.UNVERIFIED)
         return True

@@ -65,14 +65,19 @@ class Follower:
         """Let another process read at once."""
         self._slab._word_exchange(Word.READER, self._me, 0)
 
-    def follow(self) -> Steps[None]:
-        """Read what is new and apply it; waits up to BLOCK_MS for it. Only for the elected.
+    @property
+    def has_place(self) -> bool:
+        """Whether its place in the stream is known; not for a reader that has just been elected."""
+        return self._has_established
+
+    def follow(self, *, waits: bool = True) -> Steps[None]:
+        """Read what is new and apply it; waits up to BLOCK_MS for it, unless told not to. Only for the elected.
 
         Raises:
             RedisTrouble: Redis did not answer.
         """
         try:
-            yield from self._read_on()
+            yield from self._read_on(waits)
         except RedisTrouble as trouble:
             # Whatever happened to Redis meanwhile: 1 it is restarted empty  2 its clock is behind  3 its new ids are
             # below our place, and would be passed over.
@@ -89,12 +94,11 @@ class Follower:
         self._slab._count(Counter.BAD_FORMAT)
         yield from self._tier.ask(command)
 
-    def _read_on(self) -> Steps[None]:
+    def _read_on(self, waits: bool) -> Steps[None]:
         yield from self.establish()
         cursor = self._slab._word(Word.CURSOR)
         asked_ns = time.monotonic_ns()
-        read = (b"XREAD", b"COUNT", _BATCH, b"BLOCK", BLOCK_MS, b"STREAMS", self._tier.names.events, stream_id(cursor))
-        entries = _entries_of((yield from self._tier.ask(BlockingCall(Call(read), BLOCK_MS / 1000))))
+        entries = _entries_of((yield from self._tier.ask(self._question(cursor, waits=waits))))
         # Asked after the read, also where nothing was new: 1 the stream is trimmed or lost beyond our place, with what
         # was announced  2 others add  3 we read on from there. While the entry at our place is there, so is everything
         # that came after it.
@@ -109,6 +113,13 @@ class Follower:
             self._slab._word_raise(Word.BEGIN, packed)
         if len(entries) < _BATCH:
             self._slab._word_raise(Word.CONTACT, asked_ns)
+
+    def _question(self, cursor: int, *, waits: bool) -> Call | BlockingCall:
+        """Return the command that reads what is new."""
+        what = (b"STREAMS", self._tier.names.events, stream_id(cursor))
+        if not waits:
+            return Call((b"XREAD", b"COUNT", _BATCH, *what))
+        return BlockingCall(Call((b"XREAD", b"COUNT", _BATCH, b"BLOCK", BLOCK_MS, *what)), BLOCK_MS / 1000)
 
     def _apply(self, packed: int, fields: dict[bytes, bytes]) -> None:
         what, origin = applied(fields)

@@ -271,7 +271,7 @@ class Records:
         """Bytes of the file that were dealt with."""
 
     def __iter__(self) -> Iterator[Record | None]:
-        while self._has(1):
+        while self._at < len(self._data) or self._has(1):
             record = self._next()
             if record is None:
                 self._resynchronise()
@@ -291,21 +291,22 @@ class Records:
 
     def _next(self) -> Record | None:
         """Return the record that begins here and go on behind it; None, and stay, if there is no sound one."""
-        if not self._has(_HEAD.size):
+        # Mostly all of it is in memory already, and asking costs as much as the rest.
+        if len(self._data) - self._at < _HEAD.size and not self._has(_HEAD.size):
             return None
         sync, digest, key_bytes, _, value_bytes, idle_ms, expires_ns = _HEAD.unpack_from(self._data, self._at)
         length = _HEAD.size + key_bytes + value_bytes
         if sync != self._sync or not 1 <= key_bytes <= _LONGEST_KEY or value_bytes > self._largest:
             return None
-        if not self._has(length):
+        if self._at + length > len(self._data) and not self._has(length):
             return None
-        view, at, end = self._view, self._at, self._at + length
+        data, view, at, end = self._data, self._view, self._at, self._at + length
         if _digest(view[at + _FIELDS_AT : end]) != digest:
             return None
         value_at = at + _HEAD.size + key_bytes
         self._at = end
         self.done += length
-        return Record(self._data[at + _HEAD.size : value_at], view[value_at:end], expires_ns, idle_ms)
+        return Record(data[at + _HEAD.size : value_at], view[value_at:end], expires_ns, idle_ms)
 
     def _resynchronise(self) -> None:
         """Go on at the next sync, or at the end."""

@@ -118,8 +118,8 @@ class Upkeep:
         if self._slab._word(Word.UNDELIVERED):
             self._perform(self._invalidator.deliver())
         is_elected = follower.elect(now_ns)
-        if is_elected:
-            self._perform(follower.establish())
+        if is_elected and not follower.has_place:
+            self._perform(follower.follow(waits=False))
         if self._slab._word(Word.CURSOR):  # whoever waits for that need not wait for news
             self._established.set()
         if is_elected:

@@ -413,6 +413,11 @@ static enum lec_status act_look_around(struct world *world, const struct stage *
     (void)stage;
     for (uint64_t cursor = 0; cursor != UINT64_MAX;)
         if (lec_scan(&world->handle, &cursor, 16, world->now, visit_nothing, NULL) != LEC_OK) break;
+    struct buffer buffer = {0};
+    struct lec_info info;
+    for (uint64_t cursor = 0; cursor != UINT64_MAX;)
+        if (lec_scan_entry(&world->handle, &cursor, world->now, buffer_take, &buffer, &info) == LEC_RETIRED) break;
+    free(buffer.data);
     world_totals(world, &totals);
     REQUIRE(world_check(world) == 0, "a sound segment");
     return LEC_OK;

@@ -53,6 +53,61 @@ static void a_hot_key_is_read_without_a_trace(void)
     world_destroy(&world);
 }
 
+static void a_scan_with_values_leaves_no_trace_at_all(void)
+{
+    struct lec_config config = {.max_entries = 64, .max_value_bytes = 16384, .tti_ns = SECOND};
+    struct world world;
+    struct buffer buffer = {0};
+    struct lec_info info;
+    uint32_t found = 0;
+    context_set("a scan with values leaves no trace at all");
+    world_create(&world, &config, 65536);
+    for (uint32_t id = 0; id < 20; id++) REQUIRE(set_id(&world, id, 1, id == 7 ? 12000 : 100 + id) == LEC_OK, "key %u", id);
+    listen(&world);
+    for (uint64_t cursor = 0; cursor != UINT64_MAX;)
+        found += lec_scan_entry(&world.handle, &cursor, world.now, buffer_take, &buffer, &info) == LEC_OK;
+    REQUIRE(found == 20, "%u entries of 20", found);
+    REQUIRE(stores.foreign == 0 && stores.own == 0, "%llu stores", (unsigned long long)(stores.foreign + stores.own));
+    points_listen(NULL, NULL);
+    free(buffer.data);
+    world_destroy(&world);
+}
+
+/* A buffer for one value; while it is asked for, the entry is deleted and its memory written over with others. */
+struct reuser { struct buffer buffer; struct world *world; uint32_t next; };
+
+static void *take_and_reuse(void *context, uint64_t bytes)
+{
+    struct reuser *reuser = context;
+    if (bytes > 0 && reuser->next < 10000) {
+        (void)delete_id(reuser->world, 0);
+        for (uint32_t end = reuser->next + 300; reuser->next < end; reuser->next++) (void)set_id(reuser->world, 100 + reuser->next, 1, 1000);
+    }
+    return buffer_take(&reuser->buffer, bytes);
+}
+
+static void a_value_whose_memory_is_reused_while_it_is_scanned_is_thrown_away(void)
+{
+    struct lec_config config = {.max_entries = 64, .max_value_bytes = 4096};
+    struct world world;
+    struct lec_info info;
+    uint32_t id, sequence;
+    context_set("a value whose memory is reused while it is scanned is thrown away");
+    for (uint32_t bytes = 500; bytes <= 3000; bytes += 500) {
+        world_create(&world, &config, 16384);
+        REQUIRE(set_id(&world, 0, 1, bytes) == LEC_OK, "set");
+        struct reuser reuser = {.world = &world};
+        for (uint64_t cursor = 0; cursor != UINT64_MAX;) {
+            if (lec_scan_entry(&world.handle, &cursor, world.now, take_and_reuse, &reuser, &info) != LEC_OK) continue;
+            memcpy(&id, info.key + 60, sizeof id);
+            REQUIRE(value_sequence(reuser.buffer.data, reuser.buffer.bytes, id, &sequence), "key %u with another's value", id);
+        }
+        REQUIRE(reuser.next > 0, "nothing was reused");
+        free(reuser.buffer.data);
+        world_destroy(&world);
+    }
+}
+
 static void the_first_hits_of_a_key_store_a_few_touches(void)
 {
     struct lec_config config = {.max_entries = 64, .max_value_bytes = 4096};
@@ -151,6 +206,8 @@ static void a_set_at_capacity_stores_a_bounded_number_of_words(void)
 int main(void)
 {
     a_hot_key_is_read_without_a_trace();
+    a_scan_with_values_leaves_no_trace_at_all();
+    a_value_whose_memory_is_reused_while_it_is_scanned_is_thrown_away();
     the_first_hits_of_a_key_store_a_few_touches();
     a_miss_stores_nothing_at_all();
     idle_time_costs_one_word_per_key_and_granule();

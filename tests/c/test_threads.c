@@ -22,7 +22,7 @@ static _Atomic bool stop;
 static uint64_t seed;
 static _Atomic uint32_t begun[KEYS];        /* sequence of the newest operation that may be visible */
 static _Atomic uint32_t completed[KEYS];    /* no value older than this one may be read any more */
-static _Atomic uint64_t hits, misses, counted, swapped, cleared, checked, added;
+static _Atomic uint64_t hits, misses, counted, swapped, cleared, checked, scanned, added;
 
 static uint64_t value_size(uint32_t id, uint32_t sequence)
 {
@@ -115,19 +115,39 @@ static void visit(void *context, const struct lec_info *info)
     REQUIRE(id < KEYS || id == COUNTER_ID || id == CAS_ID || id >= ADD_ID, "scan: key %u", id);
 }
 
+/* Each value belongs to the key that it was scanned with, and is whole. */
+static void scan_values(struct buffer *buffer)
+{
+    for (uint64_t cursor = 0; cursor != UINT64_MAX;) {
+        struct lec_info info;
+        uint32_t id, sequence;
+        enum lec_status status = lec_scan_entry(&world.handle, &cursor, world.now, buffer_take, buffer, &info);
+        REQUIRE(status == LEC_OK || status == LEC_ABSENT, "scan of values: %d", (int)status);
+        if (status != LEC_OK) continue;
+        visit(NULL, &info);
+        memcpy(&id, info.key + 60, sizeof id);
+        REQUIRE(info.value_bytes == buffer->bytes, "scan: %u bytes, %llu copied", info.value_bytes, (unsigned long long)buffer->bytes);
+        if (id < KEYS) REQUIRE(value_sequence(buffer->data, buffer->bytes, id, &sequence), "scan: a torn value of key %u", id);
+        atomic_fetch_add(&scanned, 1);
+    }
+}
+
 static void *onlooker(void *argument)
 {
     struct lec_totals totals;
+    struct buffer buffer = {0};
     (void)argument;
     while (!atomic_load(&stop)) {
         for (uint64_t cursor = 0; cursor != UINT64_MAX;)
             REQUIRE(lec_scan(&world.handle, &cursor, 16, world.now, visit, NULL) == LEC_OK, "scan");
+        scan_values(&buffer);
         REQUIRE(world_check(&world) == 0, "the checker complains");
         world_totals(&world, &totals);
         REQUIRE(totals.entries <= world.config.max_entries, "%llu entries", (unsigned long long)totals.entries);
         atomic_fetch_add(&checked, 1);
         usleep(500);
     }
+    free(buffer.data);
     return NULL;
 }
 
@@ -240,6 +260,7 @@ int main(void)
     run_together();
     printf("test_threads: %llu hits, %llu misses, %llu counted, %llu clears, %llu checks\n", (unsigned long long)hits,
            (unsigned long long)misses, (unsigned long long)counted, (unsigned long long)cleared, (unsigned long long)checked);
+    REQUIRE(scanned > 0, "no value was scanned");
     REQUIRE(hits > 0 && misses > 0 && cleared > 0 && checked > 0, "not everybody had a turn");
     world_destroy(&world);
     return 0;

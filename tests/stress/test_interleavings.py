@@ -36,7 +36,8 @@ QUIET = {"failing": 0.0, "loss": "", "kills": False, "is_short": False, "out_of_
 # User 0 and 2 are on the first host, 1 on the second.
 HERE = {"script": (("key",), (), ("store", "store")), "lateness": 1.0, "stickiness": 0.0}
 HERE_BY_TAG = {**HERE, "script": (("tag",), (), ("store", "store"))}
-THERE = {**HERE, "script": (("key",), ("store", "store"))}
+THERE = {**HERE, "script": (("key",), ("store", "store")), "stickiness": 0.8}
+THERE_BY_TAG = {**THERE, "script": (("tag",), ("store", "store"))}
 
 Patch = pytest.MonkeyPatch
 
@@ -125,8 +126,8 @@ def promotions_without_a_token(patch: Patch) -> None:
 def promotions_under_the_epoch_of_their_end(patch: Patch) -> None:
     promote = Core.promote
 
-    def late(self: Core, look: Any, found: Any) -> None:
-        promote(self, look._replace(begun=self.begin(look.key)), found)
+    def late(self: Core, look: Any, found: Any, *, stale: float = 0.0) -> None:
+        promote(self, look._replace(begun=self.begin(look.key)), found, stale=stale)
 
     patch.setattr(Core, "promote", late)
 
@@ -161,7 +162,7 @@ def clear_all_not_remembered_by_its_host(patch: Patch) -> None:
 
 
 def clear_all_not_remembered_by_other_hosts(patch: Patch) -> None:
-    def apply(self: Any, fields: dict[bytes, bytes], identifier: int) -> None:
+    def apply(self: Any, packed: int, fields: dict[bytes, bytes]) -> None:
         what, origin = follower.applied(fields)
         if what is not None and origin != b"%d" % self._slab._mapping.nonce:
             self._invalidator.apply(what)
@@ -197,14 +198,14 @@ def cursor_moved_before_it_is_applied(patch: Patch) -> None:
 
 
 def place_looked_for_only_once(patch: Patch) -> None:
-    find = Follower._has_place
+    find = Follower._is_in_stream
 
     def found(self: Any, cursor: int) -> Any:
         if self._has_established:
             return True
         return (yield from find(self, cursor))
 
-    patch.setattr(Follower, "_has_place", found)
+    patch.setattr(Follower, "_is_in_stream", found)
 
 
 def undelivered_invalidations_ignored(patch: Patch) -> None:
@@ -222,7 +223,7 @@ def tag_ids_recreated_at_the_writers_begin(patch: Patch) -> None:
 PLANTED: dict[Callable[[Patch], None], dict[str, Any]] = {
     no_second_deletion: {**ONE_KEY, **HERE},
     no_confirmation: {**ONE_KEY, **THERE},
-    confirmed_before_the_tombstone: {**ONE_KEY, **THERE},
+    confirmed_before_the_tombstone: {**ONE_KEY, **THERE, "stickiness": 0.5},
     tombstones_ignored_by_writes: {**ONE_KEY, "stores": 0.5},
     leases_not_checked: {**ONE_KEY, "stores": 0.0},
     floors_forgotten_with_the_value: {
@@ -233,8 +234,8 @@ PLANTED: dict[Callable[[Patch], None], dict[str, Any]] = {
     },
     fences_not_checked: ONE_KEY,
     promotions_without_a_token: {**ONE_KEY, **HERE},
-    promotions_under_the_epoch_of_their_end: {**TAGGED, **HERE_BY_TAG},
-    tags_raised_to_the_epoch_before: {**TAGGED, **HERE_BY_TAG},
+    promotions_under_the_epoch_of_their_end: {**TAGGED, **HERE_BY_TAG, "stickiness": 0.5},
+    tags_raised_to_the_epoch_before: {**TAGGED, **THERE_BY_TAG},
     tags_not_compared_in_redis: TAGGED,
     clear_all_not_remembered_by_its_host: CLEARING,
     clear_all_not_remembered_by_other_hosts: CLEARING,

@@ -43,3 +43,24 @@ def test_a_gateway_answers_whatever_it_is_sent(tmp_path: Path) -> None:
     document = run("gateway_fuzz.py", tmp_path / "fuzz.json", "--requests", "1500")
     assert document["problems"] == []
     assert document["caches"]["HIT"] > 0
+
+
+@pytest.mark.timeout(300)
+def test_ten_seconds_of_recycled_and_killed_workers_flush_nothing(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        str(FOLDER / "recycling.py"),
+        "--seconds",
+        "10",
+        "--json",
+        str(tmp_path / "recycling.json"),
+    ]
+    subprocess.run(command, capture_output=True, timeout=300, check=False)  # its bar of a second is not judged here
+    document: dict[str, Any] = json.loads((tmp_path / "recycling.json").read_text())
+    assert document["void_everywhere"] is True
+    for host in document["hosts"]:
+        assert host["flushes"] == 0
+        assert host["untouched_kept"] == 50
+        assert host["check"] == []
+        assert host["recycled"] + host["killed"] > 0
+        assert host["longest_silence_ms"] < 10_000

@@ -2,9 +2,9 @@
 
     cache = SharedSlabCache("my-app")
 
-    Cache(app, config={"CACHE_TYPE": "llm_edge_cache.adapters.cachelib.SharedSlabCache", "CACHE_ARGS": ["my-app"]})
+    Cache(app, config={"CACHE_TYPE": "llm_edge_cache.adapters.cachelib.factory", "CACHE_ARGS": ["my-app"]})
 
-Flask-Caching before 2.4 calls every CACHE_TYPE as `factory` below; name that one there. It serves both.
+`factory` serves every version of Flask-Caching; from 2.5 on the class may be named as well.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class SharedSlabCache(BaseCache):
         config: of the slab. None takes what is live, and the defaults where nothing is.
         serializer: "msgspec" (also None), "json", "pickle", or an object with dumps() and loads().
         key_prefix: before every key; clear() then deletes those keys only.
-        ignore_delete_many_errors: as in cachelib.
+        ignore_delete_many_errors: False: delete_many() raises where a stopped process holds the slab up.
 
     Raises:
         As SharedSlab and `serializer_of`.
@@ -62,7 +62,8 @@ class SharedSlabCache(BaseCache):
         key_prefix: str | None = None,
         ignore_delete_many_errors: bool = True,
     ) -> None:
-        super().__init__(ignore_delete_many_errors=ignore_delete_many_errors)
+        super().__init__()
+        self.ignore_delete_many_errors = ignore_delete_many_errors  # no argument of cachelib's before 0.16
         self.default_timeout = _seconds(default_timeout)  # type: ignore[assignment] # fractions are welcome here
         self._serializer = serializer
         self._store = ObjectStore(open_slab(name, config), _serializer_of(serializer), key_prefix or "")
@@ -123,6 +124,20 @@ class SharedSlabCache(BaseCache):
     def delete(self, key: str) -> bool:
         """Tell whether it was there."""
         return self._store.delete(key)
+
+    def delete_many(self, *keys: str) -> list[str]:
+        """Delete several; returns those that are not there any more, whether they were or not.
+
+        Raises:
+            RuntimeError: some could not be deleted, and ignore_delete_many_errors is False.
+        """
+        try:
+            self._store.delete_many(keys)
+        except SlabBusyError as error:
+            if not self.ignore_delete_many_errors:
+                raise RuntimeError(f"not every key could be deleted: {error}") from error
+            return [key for key in keys if not self.has(key)]
+        return list(keys)
 
     def has(self, key: str) -> bool:
         """Tell whether get() would find it."""

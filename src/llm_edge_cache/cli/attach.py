@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import textwrap
 from collections.abc import Iterator
@@ -75,33 +76,32 @@ def live_slab(options: argparse.Namespace) -> SharedSlab:
 def _reasons(name: str) -> Iterator[Exception]:
     """Why a slab of this name may be live and yet not be found: the file's name depends on user and version."""
     mine = naming.place_of(name, naming.current_owner())
-    locks = [entry for entry in os.scandir(naming.DIRECTORY) if _is_lock(entry)]
-    for entry in locks:
-        owner = entry.stat(follow_symlinks=False)
-        if owner.st_uid == mine.owner.uid:
-            continue
-        if naming.place_of(name, naming.Owner(owner.st_uid, owner.st_gid)).lock == entry.path:
+    others = [(path, status) for path, status in _lock_files() if path != mine.lock]
+    for path, status in others:
+        owner = naming.Owner(status.st_uid, status.st_gid)
+        if owner.uid != mine.owner.uid and naming.place_of(name, owner).lock == path:
             yield SlabPermissionError(
-                f"slab {name!r} belongs to uid {owner.st_uid}, and this is uid {mine.owner.uid}: "
+                f"slab {name!r} belongs to uid {owner.uid}, and this is uid {mine.owner.uid}: "
                 "run the command as that user"
             )
-    if any(entry.path != mine.lock and _content(entry) == name.encode() for entry in locks):
+    if any(status.st_uid == mine.owner.uid and _content(path) == name.encode() for path, status in others):
         yield SlabVersionError(
             f"a slab {name!r} is there, but another version or build of llm-edge-cache made it, another C library, "
             "or another container: run the command with that one"
         )
 
 
-def _is_lock(entry: os.DirEntry[str]) -> bool:
-    is_named_so = entry.name.startswith(naming.PREFIX) and entry.name.endswith(naming.LOCK_SUFFIX)
-    return is_named_so and entry.is_file(follow_symlinks=False)
+def _lock_files() -> Iterator[tuple[str, os.stat_result]]:
+    """The lock files of all slabs of the host; they come and go."""
+    for entry in os.scandir(naming.DIRECTORY):
+        if entry.name.startswith(naming.PREFIX) and entry.name.endswith(naming.LOCK_SUFFIX):
+            with contextlib.suppress(FileNotFoundError):
+                yield entry.path, entry.stat(follow_symlinks=False)
 
 
-def _content(entry: os.DirEntry[str]) -> bytes:
-    if entry.stat(follow_symlinks=False).st_uid != os.geteuid():
-        return b""
+def _content(path: str) -> bytes:
     try:
-        with open(entry.path, "rb") as file:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             return file.read(_LONGEST_NAME)
     except OSError:
         return b""

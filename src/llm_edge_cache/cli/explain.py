@@ -150,8 +150,11 @@ def _explained_request(fields: dict[str, Any], path: str) -> Explained:
     except (TypeError, ValueError) as error:
         raise ExplainError(f"{path} is no request: {error}") from None
     _, *values = _decoded(request.canonical)
-    counted = {name: value for name, value in zip(_FIELDS, values, strict=True) if value not in (None, {}, "")}
-    return Explained("request", generate_cache_key(request), counted, [], None)
+    given = {name: value for name, value in zip(_FIELDS, values, strict=True) if value is not None}
+    for name, nothing in (("namespace", ""), ("parameters", {})):
+        if given[name] == nothing:
+            del given[name]
+    return Explained("request", generate_cache_key(request), given, [], None)
 
 
 def _explained_envelope(fields: dict[str, Any], path: str) -> Explained:
@@ -160,7 +163,7 @@ def _explained_envelope(fields: dict[str, Any], path: str) -> Explained:
         raise ExplainError(
             f"{path} has {', '.join(map(repr, unknown))} beside its endpoint; known are {sorted(_ENVELOPE)}"
         )
-    if fields["endpoint"] not in PROTOCOLS:
+    if not isinstance(fields["endpoint"], str) or fields["endpoint"] not in PROTOCOLS:
         raise ExplainError(f"{path}: endpoint must be one of {', '.join(PROTOCOLS)}, not {fields['endpoint']!r}")
     if not isinstance(fields.get("headers", {}), dict) or not all(
         isinstance(value, str)
@@ -203,10 +206,12 @@ def _decoded(canonical: bytes) -> Any:
 
 
 def _comparable(one: Explained) -> dict[str, Any]:
-    """The fields of the body beside the others, as their users write them."""
-    fields = {name: value for name, value in one.fields.items() if name != "body"}
-    body: dict[str, Any] = one.fields.get("body", {})
-    return fields | body
+    """The fields by the names that users know; what the gateway adds to the body's under names that no body has."""
+    if one.kind == "request":
+        return one.fields
+    around = {f"gateway: {name}": value for name, value in one.fields.items() if name != "body"}
+    body: dict[str, Any] = one.fields["body"]
+    return around | body
 
 
 def _lines(one: Explained) -> list[str]:

@@ -17,6 +17,7 @@ from llm_edge_cache.slabconfig import SlabConfig
 __all__ = ["add_parsers", "open_gateway_slab", "run_server"]
 
 _APPLICATION = "llm_edge_cache.gateway.app:from_environment"
+_KEEP_ALIVE_SECONDS = 75  # longer than clients keep a connection: else one closes it as the other writes
 _EXTRA = "the gateway needs its extra: pip install 'llm-edge-cache[gateway]'"
 
 
@@ -108,6 +109,7 @@ def run_server(config: GatewayConfig, host: str, port: int, workers: int) -> Non
         workers=workers,
         access_log=False,
         log_level="warning",
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         server_header=False,
         date_header=False,
     )

@@ -36,8 +36,8 @@ def add_parsers(commands: Any) -> None:
         "top",
         "watch the slab at work",
         "Shows, again and again until Ctrl-C, what the processes of the host ask of the slab: hit ratio, rates, "
-        "latency, memory, flights, who asks, and for what. Rates and latencies are those of the last interval. "
-        "Reads only.\n\n"
+        "latency, memory, flights, who asks, and for what. Rates and latencies are those of the last "
+        "interval. Reads only.\n\n"
         "With --json one object an interval and line.",
     )
     parser.add_argument("--interval", type=float, default=1.0, metavar="SECONDS", help="between looks (%(default)s)")

@@ -12,6 +12,7 @@ from typing import Any
 
 from llm_edge_cache import snapshot
 from llm_edge_cache.cli.attach import UsageError, add_command, chosen_name, live_slab
+from llm_edge_cache.cli.courtesy import Courtesy
 from llm_edge_cache.cli.output import ProgressBar, count_text, json_line, say, size_text, time_text
 from llm_edge_cache.slab import SharedSlab
 
@@ -24,12 +25,15 @@ def add_parsers(commands: Any) -> None:
         commands,
         "snapshot",
         "save the entries to a file",
-        "Saves the entries to a file, each with its value, its expiry and its idle limit. The application goes on "
-        "meanwhile; each entry is consistent in itself. FILE appears when it is whole and on disk; until then, and "
-        "after any failure, what was there before is untouched. It holds answers in plain text: only its owner may "
-        "read it.",
+        "Saves the entries to a file, each with its value, its expiry and its idle limit. The application goes on, and "
+        "comes first where processors are busy; each entry is consistent in itself. FILE appears when it is whole and "
+        "on disk; until then, and after any failure, what was there before is untouched. It holds answers in plain "
+        "text: only its owner may read it.",
     )
     parser.add_argument("file", metavar="FILE", help="where to; replaced if it is there")
+    parser.add_argument(
+        "--full-speed", action="store_true", help="do not give way to other processes that want the processor"
+    )
     parser.set_defaults(run=_snapshot)
     parser = add_command(
         commands,
@@ -63,8 +67,14 @@ def _terminable() -> Iterator[None]:
 
 def _snapshot(options: argparse.Namespace) -> int:
     started = time.monotonic()
+    courtesy = Courtesy(is_on=not options.full_speed)
     with _terminable(), live_slab(options) as slab, ProgressBar("snapshot", "entries") as bar:
-        report = snapshot.save(slab, options.file, progress=bar)
+
+        def tell(done: int, total: int) -> None:
+            bar(done, total)
+            courtesy.step()
+
+        report = snapshot.save(slab, options.file, progress=tell)
         name = slab.name
     seconds = time.monotonic() - started
     if options.json:

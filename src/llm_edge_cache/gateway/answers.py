@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -11,7 +12,7 @@ from llm_edge_cache.codec import Entry
 from llm_edge_cache.gateway.protocols import Headers, Verdict, is_event_stream
 from llm_edge_cache.model import CachedResponse
 
-__all__ = ["End", "Head", "entry_of", "forwardable", "head_of", "headers_of", "keepable", "own_headers"]
+__all__ = ["End", "Head", "Kept", "entry_of", "forwardable", "head_of", "keepable", "kept_of", "own_headers"]
 
 HeaderList = list[tuple[bytes, bytes]]
 
@@ -35,7 +36,6 @@ _KEPT: Final = frozenset(
         b"content-language",
         b"content-type",
         b"openai-model",
-        b"openai-processing-ms",
         b"openai-version",
     }
 )
@@ -59,6 +59,22 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
     def is_encoded(self) -> bool:
         """Whether its body is compressed: we asked for none that is, so it is passed on unread."""
         return any(name == b"content-encoding" and value.lower() != b"identity" for name, value in self.headers)
+
+
+class Kept(msgspec.Struct, frozen=True, array_like=True):
+    """What is stored of an answer beside its body."""
+
+    headers: HeaderList = []
+    """Those that other clients may see."""
+    by: int = 0
+    """The worker that stored it."""
+    ttl: float = 0.0
+    """How long it was to be kept, in seconds."""
+
+
+_NOTHING_KEPT: Final = Kept()
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode_kept: Final = msgspec.msgpack.Decoder(Kept).decode
 
 
 class End(msgspec.Struct, frozen=True, array_like=True):
@@ -94,23 +110,29 @@ def own_headers(headers: Headers) -> HeaderList:
 
 def entry_of(head: Head, body: bytes, verdict: Verdict, microseconds: int, ttl: float) -> Entry:
     """Return what is stored of an answer."""
-    metadata: dict[str, Any] = {"headers": head.headers, "by": os.getpid(), "ttl": ttl}
+    kept = _encode(Kept(head.headers, os.getpid(), ttl))
     response = CachedResponse(
         "",
         verdict.model or "",
         verdict.usage,
         raw=body,
         finish_reason=verdict.finish_reason,
-        metadata=metadata,
+        metadata={"kept": kept},
     )
     return Entry(response, microseconds=microseconds)
 
 
 def head_of(response: CachedResponse) -> Head:
     """Return the head of a stored answer."""
-    return Head(200, headers_of(response))
+    return Head(200, kept_of(response).headers)
 
 
-def headers_of(response: CachedResponse) -> HeaderList:
-    """Return the headers of a stored answer."""
-    return [(bytes(name), bytes(value)) for name, value in response.metadata.get("headers", ())]
+def kept_of(response: CachedResponse) -> Kept:
+    """Return what is stored of an answer beside its body. Not to be changed: it is that of other answers, too."""
+    packed = response.metadata.get("kept")
+    return _decode(packed) if isinstance(packed, bytes) else _NOTHING_KEPT
+
+
+@functools.lru_cache(maxsize=1024)  # one for all answers of a worker, where the provider sends no times
+def _decode(packed: bytes) -> Kept:
+    return _decode_kept(packed)

@@ -11,7 +11,7 @@ import asyncio
 import hmac
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any, Final
 
 import msgspec
@@ -87,15 +87,14 @@ class Gateway:
 
     # ---- requests ----
 
-    async def _serve(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    def _serve(self, scope: dict[str, Any], receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
         path: str = scope["path"]
         protocol = PROTOCOLS.get(path)
         if protocol is not None and scope["method"] == "POST":
-            await self._serve_cached(protocol, scope, receive, send)
-        elif path.startswith("/v1/"):
-            await self._pass_through(scope, receive, send)
-        else:
-            await self._serve_own(path, scope, send)
+            return self._serve_cached(protocol, scope, receive, send)
+        if path.startswith("/v1/"):
+            return self._pass_through(scope, receive, send)
+        return self._serve_own(path, scope, send)
 
     async def _serve_cached(self, protocol: WireProtocol, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         try:
@@ -183,9 +182,9 @@ async def _read_body(receive: Receive, limit: int, patience: float) -> bytes | N
         size += len(part)
         if size > limit:
             raise _TooLargeError
-        parts.append(part)
         if not message.get("more_body"):
-            return part if len(parts) == 1 else b"".join(parts)
+            return b"".join([*parts, part]) if parts else part
+        parts.append(part)
 
 
 def _passed(call: Call) -> list[tuple[bytes, bytes]]:

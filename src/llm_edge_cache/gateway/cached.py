@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Final
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Final
 
-from llm_edge_cache.gateway.answers import End, Head, HeaderList, headers_of
+from llm_edge_cache.gateway.answers import End, Head, HeaderList, kept_of
 from llm_edge_cache.gateway.broadcast import Broadcast
 from llm_edge_cache.gateway.config import GatewayConfig
 from llm_edge_cache.gateway.exchange import Exchange
@@ -42,40 +43,39 @@ class CachedEndpoints:
         self._flights = flights
         self._config = config
 
-    async def answer(self, exchange: Exchange, receive: Receive, send: Send) -> None:
-        """Answer a request; what is not there at once, for as long as its client is."""
+    def answer(self, exchange: Exchange, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
+        """Answer a request; what is not there at once, for as long as its client is.
+
+        What to do is decided at once, by plain functions: a hit feels every coroutine on its way.
+        """
         controls = exchange.controls
         if exchange.bypass is not None:
             status = b"fwd=bypass; detail=" + exchange.bypass.encode()
-            await while_present(receive, self._ask_alone(exchange, send, b"BYPASS", status, store=False))
-        elif controls.no_cache or controls.max_age == 0:
+            return while_present(receive, self._ask_alone(exchange, send, b"BYPASS", status, store=False))
+        if controls.no_cache or controls.max_age == 0:
             asking = self._ask_alone(exchange, send, b"MISS", b"fwd=request", store=not controls.no_store)
-            await while_present(receive, asking)
-        else:
-            await self._answer_cached(exchange, receive, send)
+            return while_present(receive, asking)
+        return self._answer_cached(exchange, receive, send)
 
-    async def _answer_cached(self, exchange: Exchange, receive: Receive, send: Send) -> None:
-        found = self._core.look(exchange.key)
+    def _answer_cached(self, exchange: Exchange, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
+        found, controls = self._core.look(exchange.key), exchange.controls
         if isinstance(found, L1Hit):
             age = _age_of(found.response)
-            if exchange.controls.max_age is None or age <= exchange.controls.max_age:
-                await self._send_hit(exchange, send, found.response, age)
-            else:
-                asking = self._ask_alone(exchange, send, b"MISS", b"fwd=stale", store=not exchange.controls.no_store)
-                await while_present(receive, asking)
-        elif exchange.controls.only_if_cached:
+            if controls.max_age is None or age <= controls.max_age:
+                return self._send_hit(exchange, send, found.response, age)
+            asking = self._ask_alone(exchange, send, b"MISS", b"fwd=stale", store=not controls.no_store)
+            return while_present(receive, asking)
+        if controls.only_if_cached:
             headers = cache_headers(b"MISS", b"fwd=request; detail=only-if-cached", exchange.key)
-            await send_error(send, exchange.protocol, 504, "this answer is not in the cache", headers)
-        else:
-            await while_present(receive, self._answer_joined(exchange, send))
+            return send_error(send, exchange.protocol, 504, "this answer is not in the cache", headers)
+        return while_present(receive, self._answer_joined(exchange, send))
 
     async def _send_hit(self, exchange: Exchange, send: Send, response: CachedResponse, age: int) -> None:
-        metadata = response.metadata
-        by = metadata.get("by") if self._config.show_workers else None
-        status = b"hit; ttl=%d" % (int(metadata.get("ttl", 0)) - age)
-        stored = headers_of(response)
-        headers = [*stored, *cache_headers(b"HIT", status, exchange.key, tier=b"l1", age=age, by=by)]
-        if self._config.pace and is_event_stream(stored):
+        kept = kept_of(response)
+        by = kept.by if self._config.show_workers else None
+        status = b"hit; ttl=%d" % (int(kept.ttl) - age)
+        headers = kept.headers + cache_headers(b"HIT", status, exchange.key, tier=b"l1", age=age, by=by)
+        if self._config.pace and is_event_stream(kept.headers):
             await self._replay_paced(send, headers, response.raw)
         else:
             await send_whole(send, 200, headers, response.raw)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from typing import Any, Final, NamedTuple
 
@@ -25,7 +24,8 @@ __all__ = ["Exchange", "ExchangeReader"]
 
 _IDENTITY: Final = (b"accept-encoding", b"identity")
 _LONGEST_VALUE: Final = 60  # bytes of a header that an error message quotes
-_MOST_KNOWN: Final = 4096  # requests, of some 300 bytes each
+_MOST_KNOWN: Final = 1024  # requests, of some 300 bytes each
+_MOST_NAMES: Final = 1024
 _REPLACED: Final = (b"accept-encoding", b"content-length")
 
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -91,6 +91,7 @@ class ExchangeReader:
         """Read as this configuration says."""
         self._config = config
         self._known: dict[bytes, _Reading] = {}
+        self._ordinary: set[bytes] = set()  # names of headers that are of no concern to the cache: nearly all
 
     def read(self, protocol: WireProtocol, scope: dict[str, Any], raw: bytes) -> Exchange:
         """Read a request.
@@ -105,7 +106,8 @@ class ExchangeReader:
         """
         headers: HeaderList = scope["headers"]
         query: bytes = scope["query_string"]
-        telling = [header for header in headers if _tells_cache(header[0])]
+        ordinary = self._ordinary
+        telling = [header for header in headers if header[0] not in ordinary and self._is_telling(header[0])]
         # The encoding ends where its value ends, so the body after it cannot run into it.
         digest = hashlib.sha256(_encode((protocol.path, query, telling)))
         digest.update(raw)
@@ -117,6 +119,14 @@ class ExchangeReader:
                 self._known.clear()  # those that are asked for often are back after one reading each
             self._known[name] = reading
         return Exchange(protocol, scope["path"], query, headers, raw, *reading)
+
+    def _is_telling(self, name: bytes) -> bool:
+        """Tell whether a header, its name in lower case, is of any concern to the cache."""
+        if name in CONTROL_HEADERS or is_key_header(name):
+            return True
+        if len(self._ordinary) < _MOST_NAMES:
+            self._ordinary.add(name)
+        return False
 
     def _read(
         self, protocol: WireProtocol, query: bytes, telling: HeaderList, raw: bytes, headers: HeaderList
@@ -132,12 +142,6 @@ class ExchangeReader:
         key = cache_key(protocol.path, query, config.base, telling, body, scope=f"{caller}/{controls.namespace}")
         bypass = "asked" if controls.is_off else protocol.bypass_reason(body)
         return _Reading(key.encode(), controls, bypass, body.is_stream, inside is not None)
-
-
-@functools.lru_cache(maxsize=1024)  # of names: few, and the same in every request
-def _tells_cache(name: bytes) -> bool:
-    """Tell whether a header, its name in lower case, is of any concern to the cache; one in ten is."""
-    return name in CONTROL_HEADERS or is_key_header(name)
 
 
 def _of_which_type(headers: HeaderList) -> str:

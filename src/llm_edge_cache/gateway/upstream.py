@@ -20,7 +20,7 @@ __all__ = ["Call", "Upstream", "UpstreamFailureError"]
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _OWN_HEADERS: Final = (b"host", b"expect")
 _AUTOMATIC: Final = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
-_KEEP_ALIVE_SECONDS: Final = 15.0  # below what servers use, so that a kept connection is rarely closed under our feet
+_KEEP_ALIVE_SECONDS: Final = 4.0  # below what servers use, so that a kept connection is rarely closed under our feet
 
 
 class UpstreamFailureError(CacheError):
@@ -109,6 +109,9 @@ class Upstream:
             self._free.release()
 
     async def _take_place(self) -> None:
+        if not self._free.locked():
+            await self._free.acquire()  # does not wait; `wait_for` would make a task of it
+            return
         try:
             await asyncio.wait_for(self._free.acquire(), self._config.connect_timeout)
         except asyncio.TimeoutError:
