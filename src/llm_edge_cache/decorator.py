@@ -264,6 +264,7 @@ def _of_threads(function: Callable[..., Any], results: _Results) -> Callable[...
 
     def refresh(*args: Any, **kwargs: Any) -> Any:
         key, options = key_of(args, kwargs), results.options_of(args, kwargs)
+        results.faces.open()
         begun = results.faces.engine.core.begin(key)
         result = function(*args, **kwargs)
         try:
@@ -308,6 +309,7 @@ def _of_loops(function: Callable[..., Any], results: _Results) -> Callable[..., 
 
     async def refresh(*args: Any, **kwargs: Any) -> Any:
         key, options = key_of(args, kwargs), results.options_of(args, kwargs)
+        await results.faces.aopen()
         begun = results.faces.engine.core.begin(key)
         result = await function(*args, **kwargs)
         try:

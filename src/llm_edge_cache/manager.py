@@ -129,8 +129,7 @@ class CacheManager:
         missed = self._engine.missed(request, found)
         if not isinstance(missed, Look):
             return missed
-        if not self._engine.is_open:
-            await self.open()
+        await self._open_once()
         world = AsyncWorld(self._state().redis, self._wait, None, self._engine.end_of_operation())
         return await perform_async(self._core.lookup_l2(missed), world)
 
@@ -157,10 +156,12 @@ class CacheManager:
         Returns:
             Whether it is in L1 now.
         """
+        await self._open_once()
         return self._engine.store(request, response, l1_ttl, l2_ttl, tags_of(tags))
 
     async def store_with_ttl(self, request: CacheableRequest, response: CachedResponse, ttl: float) -> bool:
         """Store a response for so many seconds in both tiers."""
+        await self._open_once()
         return self._engine.store(request, response, ttl, ttl, ())
 
     async def get_or_compute(
@@ -331,10 +332,14 @@ class CacheManager:
 
     async def perform(self, steps: Steps[Any], compute: AsyncCompute | None = None) -> Any:
         """Run an operation of the engine on this event loop."""
-        if not self._engine.is_open:
-            await self.open()
+        await self._open_once()
         call = None if compute is None else _awaiting(compute)
         return await perform_async(steps, AsyncWorld(self._state().redis, self._wait, call))
+
+    async def _open_once(self) -> None:
+        """Open, unless that was done in this process: what begins before Redis was reached would be void there."""
+        if not self._engine.is_open:
+            await self.open()
 
     async def _wait(self, flight: WaitForFlight) -> None:
         await self._engine.waiters.wait(flight.record, flight.token, flight.seconds)
