@@ -18,43 +18,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import adapters_llm
 from django.conf import settings
 from django.core.cache import CacheHandler
 from provenance import RESULTS, Bar, Provenance, at_least, write_results
 from rivals import RedisSocket
-from workload import nanoseconds_per_call, pin
+from turns import KEYS, Call, Rounds, medians, ratio, take_turns
+from workload import pin
 
 MiB = 1 << 20
-KEYS = 1_000
-DISTRIBUTIONS = ("django", "redis", "hiredis", "msgspec")
+DISTRIBUTIONS = ("django", "redis", "hiredis", "msgspec", *adapters_llm.DISTRIBUTIONS)
 SMALL = {"id": 42, "name": "a small dict", "tags": ["a", "b", "c"], "active": True, "score": 0.5}
 TEXT = "".join(random.Random(1).choices("abcdefghijklmnopqrstuvwxyz ", k=4096))
 BYTES = random.Random(1).randbytes(4096)
-
-Rounds = dict[str, list[float]]  # ns a call, one figure a round
-Call = Callable[[str], object]
-
-
-def take_turns(calls: dict[str, Call], counts: dict[str, int], rounds: int) -> Rounds:
-    """Each round begins with another contestant; each runs once untimed before it is timed."""
-    results: Rounds = {name: [] for name in calls}
-    names = list(calls)
-    for number in range(rounds):
-        start = number % len(names)
-        for name in names[start:] + names[:start]:
-            keys = [f"key:{at % KEYS}" for at in range(counts[name])]
-            nanoseconds_per_call(calls[name], keys[: len(keys) // 4])
-            results[name].append(nanoseconds_per_call(calls[name], keys))
-    return results
-
-
-def ratio(results: Rounds, above: str, below: str) -> float:
-    return statistics.median(a / b for a, b in zip(results[above], results[below], strict=True))
-
-
-def medians(results: Rounds) -> dict[str, float]:
-    return {name: round(statistics.median(figures), 1) for name, figures in results.items()}
-
 
 # ---- Django ----
 
@@ -133,7 +109,7 @@ def _print_table(rows: dict[str, Rounds]) -> None:
     for row, results in rows.items():
         print(f"\n{row}, us")
         for name, figure in medians(results).items():
-            print(f"  {name:<14}{figure / 1000:>10.2f}")
+            print(f"  {name:<21}{figure / 1000:>10.2f}")
     print()
 
 
@@ -153,7 +129,12 @@ def main() -> int:
     provenance = Provenance(None, DISTRIBUTIONS)
     pin(arguments.core)
     rounds = 2 if arguments.quick else max(arguments.rounds, 7)
-    rows, bars = measure_django(rounds, arguments.quick)
+    rows: dict[str, Rounds] = {}
+    bars: list[Bar] = []
+    for measure in (measure_django, *adapters_llm.MEASURES):
+        more_rows, more_bars = measure(rounds, arguments.quick)
+        rows |= more_rows
+        bars += more_bars
     _print_table(rows)
     results = {
         "quick": arguments.quick,
