@@ -11,9 +11,8 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any

@@ -168,4 +168,7 @@ def measure_decorator(rounds: int, quick: bool) -> tuple[dict[str, Rounds], list
     return {row: results}, [at_most(f"{row}: us over slab.get and decode", over / 1000, 1.5)]
 
 
-MEASURES: tuple[Callable[[int, bool], tuple[dict[str, Rounds], list[Bar]]], ...] = (measure_langchain, measure_decorator)
+MEASURES: tuple[Callable[[int, bool], tuple[dict[str, Rounds], list[Bar]]], ...] = (
+    measure_langchain,
+    measure_decorator,
+)
