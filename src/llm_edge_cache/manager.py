@@ -126,11 +126,10 @@ class CacheManager:
         found = look(tier_key(request))
         if isinstance(found, L1Hit):
             return found
+        await self._open_once()
         missed = self._engine.missed(request, found)
         if not isinstance(missed, Look):
             return missed
-        if not self._engine.is_open:
-            await self.open()
         world = AsyncWorld(self._state().redis, self._wait, None, self._engine.end_of_operation())
         return await perform_async(self._core.lookup_l2(missed), world)
 
@@ -157,10 +156,12 @@ class CacheManager:
         Returns:
             Whether it is in L1 now.
         """
+        await self._open_once()
         return self._engine.store(request, response, l1_ttl, l2_ttl, tags_of(tags))
 
     async def store_with_ttl(self, request: CacheableRequest, response: CachedResponse, ttl: float) -> bool:
         """Store a response for so many seconds in both tiers."""
+        await self._open_once()
         return self._engine.store(request, response, ttl, ttl, ())
 
     async def get_or_compute(
@@ -324,6 +325,10 @@ class CacheManager:
     async def _invalidate(self, what: Invalidation) -> None:
         await self.perform(self._engine.invalidator.invalidate(what))
 
+    async def _open_once(self) -> None:
+        if not self._engine.is_open:
+            await self.open()
+
     @property
     def engine(self) -> Engine:
         """This process's part of the cache, for what is built on it."""
@@ -331,8 +336,7 @@ class CacheManager:
 
     async def perform(self, steps: Steps[Any], compute: AsyncCompute | None = None) -> Any:
         """Run an operation of the engine on this event loop."""
-        if not self._engine.is_open:
-            await self.open()
+        await self._open_once()
         call = None if compute is None else _awaiting(compute)
         return await perform_async(steps, AsyncWorld(self._state().redis, self._wait, call))
 

@@ -124,10 +124,10 @@ class SyncCacheManager:
         found = look(tier_key(request))
         if isinstance(found, L1Hit):
             return found
+        self._open_once()
         missed = self._engine.missed(request, found)
         if not isinstance(missed, Look):
             return missed
-        self._open_once()
         return perform(self._core.lookup_l2(missed), self._engine.world(until=self._engine.end_of_operation()))
 
     def store(
@@ -140,10 +140,12 @@ class SyncCacheManager:
         tags: Iterable[str] = (),
     ) -> bool:
         """Store a response: in L1 at once, in Redis without waiting for it; as CacheManager.store."""
+        self._open_once()
         return self._engine.store(request, response, l1_ttl, l2_ttl, tags_of(tags))
 
     def store_with_ttl(self, request: CacheableRequest, response: CachedResponse, ttl: float) -> bool:
         """Store a response for so many seconds in both tiers."""
+        self._open_once()
         return self._engine.store(request, response, ttl, ttl, ())
 
     def get_or_compute(
