@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
 import functools
 import inspect
 import itertools
@@ -34,7 +35,7 @@ from llm_edge_cache.invalidation import Invalidation, tags_of
 from llm_edge_cache.manager import CacheManager
 from llm_edge_cache.model import CachedResponse
 from llm_edge_cache.regions import Counter, Histogram, Word
-from llm_edge_cache.settings import L1Config
+from llm_edge_cache.settings import load_settings
 from llm_edge_cache.sync_manager import SyncCacheManager
 
 if TYPE_CHECKING:
@@ -263,6 +264,7 @@ def _of_threads(function: Callable[..., Any], results: _Results) -> Callable[...
 
     def refresh(*args: Any, **kwargs: Any) -> Any:
         key, options = key_of(args, kwargs), results.options_of(args, kwargs)
+        results.faces.open()
         begun = results.faces.engine.core.begin(key)
         result = function(*args, **kwargs)
         try:
@@ -307,6 +309,7 @@ def _of_loops(function: Callable[..., Any], results: _Results) -> Callable[..., 
 
     async def refresh(*args: Any, **kwargs: Any) -> Any:
         key, options = key_of(args, kwargs), results.options_of(args, kwargs)
+        await results.faces.aopen()
         begun = results.faces.engine.core.begin(key)
         result = await function(*args, **kwargs)
         try:
@@ -360,7 +363,9 @@ def _faces_of(name: str | None, manager: Manager | Callable[[], Manager] | None)
     faces = _named.get(name)
     if faces is None:
         # No lock, which a fork could copy while it is held: two threads may both open it, and one of them is dropped.
-        made = Faces(None if name is None else L1Config(name=name, tti_seconds=None))
+        settings = load_settings()
+        l1 = dataclasses.replace(settings.l1, name=name or settings.l1.name, tti_seconds=None)
+        made = Faces(l1, settings.l2)
         faces = _named.setdefault(name, made)
         if faces is not made:
             made.close()
@@ -420,7 +425,7 @@ def cached(
         tags: What `invalidate_tag()` of the manager may make results void by; or called with a call's arguments.
         prefix: What stands for the function; another one after a change makes old results unknown. None: its module
             and qualified name. Functions that are made by one function share it, whatever they close over.
-        name: The slab's name, if not the one that the environment says.
+        name: The slab's name, in place of the one that the environment says.
         manager: A CacheManager or SyncCacheManager to use, or what returns one at the first call. Neither name nor
             manager: the environment says what to use (`load_settings`).
 

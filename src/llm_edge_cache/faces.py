@@ -47,6 +47,16 @@ class Faces:
         self.threads: Final = manager if isinstance(manager, SyncCacheManager) else SyncCacheManager.over(self.engine)
         self.loops: Final = manager if isinstance(manager, CacheManager) else CacheManager.over(self.engine)
 
+    def open(self) -> None:
+        """Open the cache in this process, for what does not go through a face: those open it themselves."""
+        if not self.engine.is_open:
+            self.threads.open()
+
+    async def aopen(self) -> None:
+        """As open()."""
+        if not self.engine.is_open:
+            await self.loops.open()
+
     def close(self) -> None:
         """Close the cache if it was made here. The slab stays for other processes."""
         if self._is_own:

@@ -325,10 +325,6 @@ class CacheManager:
     async def _invalidate(self, what: Invalidation) -> None:
         await self.perform(self._engine.invalidator.invalidate(what))
 
-    async def _open_once(self) -> None:
-        if not self._engine.is_open:
-            await self.open()
-
     @property
     def engine(self) -> Engine:
         """This process's part of the cache, for what is built on it."""
@@ -339,6 +335,11 @@ class CacheManager:
         await self._open_once()
         call = None if compute is None else _awaiting(compute)
         return await perform_async(steps, AsyncWorld(self._state().redis, self._wait, call))
+
+    async def _open_once(self) -> None:
+        """Open, unless that was done in this process: what begins before Redis was reached would be void there."""
+        if not self._engine.is_open:
+            await self.open()
 
     async def _wait(self, flight: WaitForFlight) -> None:
         await self._engine.waiters.wait(flight.record, flight.token, flight.seconds)

@@ -28,7 +28,7 @@ from llm_edge_cache.effects import Steps, WaitForFlight
 from llm_edge_cache.engine import FetchOptions, OutOfTimeError
 from llm_edge_cache.errors import CacheError, SettingsError
 from llm_edge_cache.flight import Lead, Running
-from llm_edge_cache.gateway.answers import Head, HeaderList, entry_of, forwardable, head_of, keepable
+from llm_edge_cache.gateway.answers import Head, HeaderList, entry_of, forwardable, keepable, kept_of
 from llm_edge_cache.gateway.config import GatewayConfig
 from llm_edge_cache.gateway.exchange import Exchange, ExchangeReader
 from llm_edge_cache.gateway.protocols import (
@@ -409,12 +409,12 @@ def _miss(exchange: Exchange, status: bytes) -> HeaderList:
 
 
 def _kept(exchange: Exchange, response: CachedResponse, verdict: bytes, status: bytes, tier: bytes) -> Answer:
-    age = _age_of(response)
+    age, kept = _age_of(response), kept_of(response)
     if verdict == b"HIT":
-        status += b"; ttl=%d" % (int(response.metadata.get("ttl", 0)) - age)
+        status += b"; ttl=%d" % (int(kept.ttl) - age)
     told = cache_headers(verdict, status, exchange.key, tier=tier, age=age)
     length = (b"content-length", b"%d" % len(response.raw))
-    return Answer(200, [*head_of(response).headers, length, *told], response.raw)
+    return Answer(200, [*kept.headers, length, *told], response.raw)
 
 
 def _age_of(response: CachedResponse) -> int:

@@ -187,6 +187,7 @@ class CachingTransport(_Caching, _base("BaseTransport")):  # type: ignore[misc]
         exchange = self._read(request)
         if exchange is None:
             return self._inner(library).handle_request(request)
+        self._faces.open()
         outcome = self._answering.begin(exchange)
         if outcome is None:
             outcome = self._faces.threads.perform(self._answering.find(exchange, _until_ns(request)))
@@ -250,6 +251,7 @@ class AsyncCachingTransport(_Caching, _base("AsyncBaseTransport")):  # type: ign
         exchange = self._read(request)
         if exchange is None:
             return await self._inner(library).handle_async_request(request)
+        await self._faces.aopen()
         outcome = self._answering.begin(exchange)
         if outcome is None:
             outcome = await self._faces.loops.perform(self._answering.find(exchange, _until_ns(request)))
