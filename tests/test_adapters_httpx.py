@@ -18,7 +18,7 @@ import httpx
 import httpx2
 import openai
 import pytest
-from gateway_servers import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES
+from gateway_servers import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES, Gateway
 from stand_in_upstream import AT_ONCE, StandInUpstream
 
 from llm_edge_cache import CacheManager, L1Config, SharedSlab, SyncCacheManager
@@ -390,6 +390,25 @@ def test_the_key_is_the_gateway_s(upstream: StandInUpstream, client: Client) -> 
     config = GatewayConfig(upstream=f"{upstream.url}/v1")
     exchange = ExchangeReader(config).read(PROTOCOLS[MESSAGES], scope, json.dumps(chat("x", user="v")).encode())
     assert answer.headers["x-cache-key"] == exchange.key.decode()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_and_a_gateway_find_each_other_s_answers(gateway: Gateway, stream: bool) -> None:
+    headers = {"authorization": "Bearer one's own"}
+    asked = [chat(f"which of the two asks first? {number}", stream=stream) for number in range(2)]
+    with (
+        SyncCacheManager(slab=SharedSlab(gateway.name)) as manager,
+        Client("threads", manager=manager) as caching,
+        httpx2.Client(headers=headers) as plain,
+    ):
+        first = plain.post(gateway.url + CHAT, json=asked[0])
+        found = caching.ask(gateway.upstream.url + CHAT, asked[0], headers=headers)
+        second = caching.ask(gateway.upstream.url + CHAT, asked[1], headers=headers)
+        found_too = plain.post(gateway.url + CHAT, json=asked[1])
+        manager.slab.close()
+    assert (found.cache, found.body) == ("HIT", first.content)
+    assert (found_too.headers["x-cache"], found_too.content) == ("HIT", second.body)
+    assert found.headers["x-cache-key"] == first.headers["x-cache-key"]
 
 
 @pytest.mark.parametrize(
