@@ -11,8 +11,8 @@ machine: who took how much of it is part of the result.
   and answers a constant of the same 1,024 bytes.
 - Misses: one client, new questions, in turn straight to the provider (an application that answers at once) and through
   the gateway; the time to the first byte of the answer.
-- Memory: the anonymous memory of each worker, which leaves out the slab, after 20,000 and after 200,000 requests, a
-  tenth of them misses.
+- Memory: the anonymous memory of each worker, which leaves out the slab, after 20,000, 110,000 and 200,000 requests, a
+  tenth of them misses. Allocators take some 7 % more until about 100,000; then nothing may grow any more.
 
 LiteLLM's proxy, with its cache in memory, is measured where PYTHON, or else this interpreter, has litellm[proxy].
 """
@@ -48,7 +48,6 @@ WORKERS = 2
 CONNECTIONS = 32
 QUESTIONS = 64
 MISS_EVERY = 10  # in the measurement of memory
-GROWTH_KIB = 1024.0  # between the two measurements of memory: what allocators do
 LOG_SECONDS = 11.0  # after which nothing is kept any more of an answer that was under way
 PATIENCE_SECONDS = 120.0
 DISTRIBUTIONS = ("uvicorn", "uvloop", "httptools", "aiohttp", "msgspec")
@@ -250,11 +249,18 @@ def spell(server: Running, questions: Path, seconds: float) -> Spell:
     return Spell(load, server.cpu_seconds() - before)
 
 
+def warm(server: Running, questions: Path) -> None:
+    """Ask every question often enough for workers that keep answers each for itself."""
+    asked = 0
+    while asked < 8 * QUESTIONS:
+        asked += spell(server, questions, 1.0).load.requests
+
+
 def measure_hits(
     servers: dict[str, Running], slab: SharedSlab, questions: Path, rounds: int, seconds: float
 ) -> dict[str, list[dict[str, float]]]:
     for server in servers.values():
-        spell(server, questions, seconds / 2)  # the first of each question is a miss
+        warm(server, questions)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in servers}
     before = slab.stats()
     for number in range(rounds):
@@ -288,8 +294,8 @@ def anonymous_kib(process: psutil.Process) -> int:
     return int(re.findall(r"RssAnon:\s+(\d+) kB", status)[0])
 
 
-def measure_memory(served: Running, questions: Path, counts: tuple[int, int], settle: float) -> dict[str, Any]:
-    """KiB of each worker's own memory after so many requests."""
+def measure_memory(served: Running, questions: Path, counts: tuple[int, int, int], settle: float) -> dict[str, Any]:
+    """KiB of each worker's own memory after so many requests, and how much the one that grew most grew."""
     asked, found = 0, []
     for count in counts:
         while asked < count:
@@ -298,8 +304,12 @@ def measure_memory(served: Running, questions: Path, counts: tuple[int, int], se
             asked += load.requests
         time.sleep(settle)
         found.append({"requests": asked, "kib": [anonymous_kib(worker) for worker in served.workers()]})
-    growth = max(late - early for early, late in zip(found[0]["kib"], found[1]["kib"], strict=True))
-    return {"samples": found, "growth_kib": growth}
+    first, middle, last = (sample["kib"] for sample in found)
+    return {"samples": found, "growth_percent": _growth(first, last), "late_growth_percent": _growth(middle, last)}
+
+
+def _growth(before: list[int], after: list[int]) -> float:
+    return round(max(100.0 * (late - early) / early for early, late in zip(before, after, strict=True)), 3)
 
 
 # ---- results ----
@@ -322,7 +332,11 @@ def bars_of(hits: dict[str, list[dict[str, float]]], misses: dict[str, Any], mem
     bars += [
         at_most(f"misses: added to the first byte, {kind}, ms", row["added_ms"], 1.0) for kind, row in misses.items()
     ]
-    return [*bars, at_most("memory: a worker's growth, KiB", memory["growth_kib"], GROWTH_KIB)]
+    return [
+        *bars,
+        at_most("memory: a worker's growth from 20,000 to 200,000 requests, %", memory["growth_percent"], 10.0),
+        at_most("memory: a worker's growth from 110,000 to 200,000 requests, %", memory["late_growth_percent"], 1.0),
+    ]
 
 
 _COLUMNS = ("rate", "p50_ms", "p99_ms", "server_us_per_request", "server_share", "generator_share")
@@ -351,7 +365,7 @@ def run(arguments: argparse.Namespace, python: str | None, directory: Path) -> t
                 for kind in ("whole", "stream")
             }
         with gateway(directory, upstream) as served:
-            counts, settle = ((500, 2_000), 0.0) if quick else ((20_000, 200_000), LOG_SECONDS)
+            counts, settle = ((500, 1_000, 2_000), 0.0) if quick else ((20_000, 110_000, 200_000), LOG_SECONDS)
             memory = measure_memory(served.server, questions, counts, settle)
     print_table(hits)
     print(f"misses: {misses}\nmemory: {memory}")

@@ -64,7 +64,8 @@ def write_questions(path: Path, bodies: list[bytes]) -> Path:
 def run_load(port: int, questions: Path, *, seconds: float, connections: int, every: int = 0) -> Load:
     """Ask for so many seconds; every n-th question is a new one."""
     if _WRK:
-        command = [_WRK, "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--latency", "-s", str(_WRK_SCRIPT)]
+        command = [_WRK, "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--latency", "--timeout", "30s"]
+        command += ["-s", str(_WRK_SCRIPT)]
         command += [part for name, value in HEADERS.items() for part in ("-H", f"{name}: {value}")]
         command += [f"http://127.0.0.1:{port}{PATH}", "--", str(questions), str(every)]
     else:

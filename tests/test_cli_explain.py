@@ -11,7 +11,7 @@ import pytest
 from llm_edge_cache import CacheableRequest, generate_cache_key
 from llm_edge_cache.cli.main import main
 from llm_edge_cache.gateway.config import GatewayConfig
-from llm_edge_cache.gateway.exchange import read_exchange
+from llm_edge_cache.gateway.exchange import ExchangeReader
 from llm_edge_cache.gateway.protocols import PROTOCOLS
 
 CHAT = "/v1/chat/completions"
@@ -52,7 +52,7 @@ def test_the_key_of_a_gateway_request_is_its_key(explain: Any, is_shared: bool) 
         "query_string": b"a=1",
         "path": CHAT,
     }
-    used = read_exchange(PROTOCOLS[CHAT], scope, json.dumps(BODY).encode(), config)
+    used = ExchangeReader(config).read(PROTOCOLS[CHAT], scope, json.dumps(BODY).encode())
     envelope = {"endpoint": CHAT, "query": "a=1", "upstream": config.base, "body": BODY}
     code, found = explain(envelope if is_shared else {**envelope, "headers": headers})
     assert (code, found["key"].encode()) == (0, used.key)

@@ -584,3 +584,18 @@ def test_requests_are_not_changed_by_the_cache(cache: Face) -> None:
     cache.lookup(request)
     cache.store(request, answer(ask("x")))
     assert request == CacheableRequest("m", messages=[{"role": "user", "content": "x"}], parameters={"seed": 1})
+
+
+@pytest.mark.parametrize("has_looked", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_stored_before_anything_was_opened_is_there_for_other_hosts(
+    name: str, redis_server: RedisServer, kind: str, has_looked: bool
+) -> None:
+    face = Face(kind, name, redis_server.url, key_prefix=f"{name}:")
+    if has_looked:
+        assert not face.lookup(ask("first")).is_hit
+    face.store(ask("first"), answer(ask("first")))
+    face.cache.close()
+    with Face(kind, f"{name}-other", redis_server.url, key_prefix=f"{name}:") as other:
+        assert other.lookup(ask("first")).is_hit
+        other.slab.unlink()

@@ -214,7 +214,7 @@ BAD = {
 @pytest.mark.parametrize("reason", BAD)
 def test_values_of_strangers(fleet: Fleet, reason: str) -> None:
     request = CacheableRequest("m", f"bad {reason}")
-    begin = b"f" * 16  # later than all that was invalidated
+    begin = b"7" + b"f" * 15 + b"0" * 13  # later than all that was invalidated, and no guard
     fleet.redis.ask("SET", fleet.prefix.encode() + tier_key(request), b"V" + begin + BAD[reason])
     fleet.server.ask(f"/look?prompt=bad+{reason}")
     fleet.wait_for("llm_edge_cache_bad_values_total", reason=reason)

@@ -83,7 +83,7 @@ def test_repeating_a_call_keeps_nothing(slab: SharedSlab, call: Callable[[Shared
     finally:
         tracemalloc.stop()
     assert after - before < SLACK_BYTES
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert len(os.listdir("/proc/self/fd")) <= descriptors  # others may close some of theirs meanwhile
     assert Path("/proc/self/maps").read_text().count(slab.name) == 1
 
 

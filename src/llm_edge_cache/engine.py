@@ -198,6 +198,9 @@ class Engine:
         """Say how a look-up goes on that had no hit in L1 (`Core.look`): with `lookup_l2`, if this is a Look."""
         if found is None:
             return _MISS
+        if self.tier is not None and found.begun.begin == 0:
+            # It looked before the cache was opened. What begins at no id of the stream is void for every host.
+            found = found._replace(begun=self.core.begin(found.key))
         # For the store() that follows: 1 lookup misses  2 the caller computes  3 another invalidates  4 store() of what
         # was computed before must be refused.
         request.__dict__["_begun"] = (self.core, found.begun)

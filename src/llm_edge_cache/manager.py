@@ -126,10 +126,10 @@ class CacheManager:
         found = look(tier_key(request))
         if isinstance(found, L1Hit):
             return found
+        await self._open_once()
         missed = self._engine.missed(request, found)
         if not isinstance(missed, Look):
             return missed
-        await self._open_once()
         world = AsyncWorld(self._state().redis, self._wait, None, self._engine.end_of_operation())
         return await perform_async(self._core.lookup_l2(missed), world)
 

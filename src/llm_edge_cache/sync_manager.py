@@ -124,10 +124,10 @@ class SyncCacheManager:
         found = look(tier_key(request))
         if isinstance(found, L1Hit):
             return found
+        self._open_once()
         missed = self._engine.missed(request, found)
         if not isinstance(missed, Look):
             return missed
-        self._open_once()
         return perform(self._core.lookup_l2(missed), self._engine.world(until=self._engine.end_of_operation()))
 
     def store(
