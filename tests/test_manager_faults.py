@@ -49,7 +49,7 @@ def timely(call: Callable[..., object], *args: object, **options: object) -> obj
     return outcome
 
 
-def call_all(face: Face, known: CacheableRequest) -> None:
+def call_all(face: Face, known: CacheableRequest, *, keeps_l1: bool = True) -> None:
     """One call of each kind; what it returns is right, and it returns soon."""
     found = timely(face.lookup, known)
     judge(known, found.response)  # type: ignore[attr-defined]
@@ -57,7 +57,7 @@ def call_all(face: Face, known: CacheableRequest) -> None:
     absent = fresh()
     assert not timely(face.lookup, absent).is_hit  # type: ignore[attr-defined]
     assert timely(face.store, absent, answer(absent))
-    assert judge(absent, face.lookup(absent).response)
+    assert judge(absent, face.lookup(absent).response) or not keeps_l1
     computed = fresh()
     assert judge(computed, timely(face.get_or_compute, computed, lambda: answer(computed)))  # type: ignore[arg-type]
 
@@ -240,7 +240,8 @@ def test_a_failed_master_is_replaced_by_the_one_that_sentinels_name(name: str) -
         wait_for(lambda: group.replica.ask("DBSIZE") == group.master.ask("DBSIZE"), "the replica has it all")
         group.fail_over()
         for face, request in zip(faces, known, strict=True):
-            call_all(face, ask("never stored"))
+            # L1 is cleared when the place in the new master's stream is not found, which may be right now.
+            call_all(face, ask("never stored"), keeps_l1=False)
             wait_for(lambda face=face, request=request: judge(request, face.lookup(request).response), "in service")
             face.put_in_redis(fresh())
 
