@@ -136,7 +136,9 @@ async def _drive(url: str, count: int) -> list[Row]:
 def _client(url: str) -> Any:
     import openai  # noqa: PLC0415 - an extra's
 
-    return openai.AsyncOpenAI(base_url=url, api_key="demo", max_retries=0)
+    # A connection for each request: a kept one stays with the worker that accepted it, and often one accepts them all.
+    headers = {"Connection": "close"}
+    return openai.AsyncOpenAI(base_url=url, api_key="demo", max_retries=0, default_headers=headers)
 
 
 async def _ask_all(user: Any, numbers: Iterator[int]) -> list[Row]:
