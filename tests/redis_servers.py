@@ -302,6 +302,24 @@ class RedisCluster:
         state = node.ask("CLUSTER", "INFO").decode().split()
         return "cluster_state:ok" in state and "cluster_known_nodes:3" in state
 
+    def forget(self, slots: Sequence[int], owner: RedisServer) -> None:
+        """Take `slots` from `owner`, so that all nodes refuse: cluster-require-full-coverage.
+
+        The owner first, and the others until all have: a ping that the owner sent before gives them back to a node
+        that had already dropped them, and that node then finds all well.
+        """
+        owner.ask("CLUSTER", "DELSLOTS", *slots)
+        time.sleep(0.1)  # for pings on their way
+        others = [node for node in self.nodes if node is not owner]
+
+        def all_refuse() -> bool:
+            for node in others:
+                if b"cluster_slots_assigned:16384" in node.ask("CLUSTER", "INFO"):
+                    node.ask("CLUSTER", "DELSLOTS", *slots)
+            return all(b"cluster_state:fail" in node.ask("CLUSTER", "INFO") for node in self.nodes)
+
+        wait_for(all_refuse, "every node refuses")
+
     @contextlib.contextmanager
     def migrating(self, key: bytes, destination: RedisServer) -> Iterator[None]:
         """Move the slot of `key`: within, it is under way, afterwards done.
