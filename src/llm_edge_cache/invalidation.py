@@ -49,6 +49,7 @@ __all__ = [
     "Invalidation",
     "Invalidator",
     "key_invalidation",
+    "namespace_tag",
     "tag_hash",
     "tag_invalidation",
     "tags_of",
@@ -91,6 +92,11 @@ _COUNTERS: Final = {
 def tag_hash(tag: str) -> int:
     """Return what the slab's table knows a tag by."""
     return xxhash.xxh3_64_intdigest(tag.encode())
+
+
+def namespace_tag(namespace: str) -> str:
+    """Return the tag under which the gateway keeps the answers of a namespace."""
+    return f"namespace:{namespace}"
 
 
 class Invalidator:
