@@ -124,8 +124,8 @@ class Engine:
         self.slab: Final = _open_slab(l1) if slab is None else slab
         self.l2: Final = l2
         self.redis: Final = None if l2 is None or self._target is None else _client(RedisClient, self._target, l2)
-        if l2 is not None:
-            self._follow_this(l2)
+        if l2 is not None and self._target is not None:
+            self._follow_this(self._target, l2)
         codec = EntryCodec(compress_above=None if l2 is None else l2.compress_above)
         self.tier: Final = None if l2 is None else RedisTier(self.slab, l2, codec)
         self.core: Final = Core(self.slab, l1, l2, self.tier, codec)
@@ -148,9 +148,9 @@ class Engine:
         for hook in self.fork_hooks:
             hook()
 
-    def _follow_this(self, l2: L2Config) -> None:
+    def _follow_this(self, target: RedisTarget, l2: L2Config) -> None:
         """What the slab's words say must be of this Redis: one that was used with another starts anew."""
-        fingerprint = hash_of(f"{self._target!r} {l2.key_prefix}")
+        fingerprint = fingerprint_of(target, l2)
         followed = self.slab._word(Word.FOLLOWED)
         if followed == fingerprint or not self.slab._word_exchange(Word.FOLLOWED, followed, fingerprint):
             return
@@ -531,9 +531,10 @@ def _is_within(entry: Entry, seconds: float) -> bool:
     return entry.expires_at is not None and time.time() < entry.expires_at + seconds
 
 
-def hash_of(text: str) -> int:
-    """Return a number of 63 bits for a text; equal in all processes."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1 | 1
+def fingerprint_of(target: RedisTarget, l2: L2Config) -> int:
+    """Return what a slab's word knows the Redis behind it by: 63 bits, never 0, equal in all processes."""
+    described = f"{target!r} {l2.key_prefix}"
+    return int.from_bytes(hashlib.sha256(described.encode()).digest()[:8], "little") >> 1 | 1
 
 
 def require_response(response: object) -> None:
