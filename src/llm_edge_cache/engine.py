@@ -342,12 +342,17 @@ class Engine:
                 return stale
             if isinstance(outcome, Busy):
                 histogram = -1  # a wait is no latency of Redis
-                yield Pause(_at_most(min(_POLL_SECONDS, outcome.seconds_left), until_ns))
+                found = outcome.found
+                if found is None or not _may_serve(found.entry, options):
+                    stale = found or stale
+                    yield Pause(_at_most(min(_POLL_SECONDS, outcome.seconds_left), until_ns))
+                    continue
+                outcome = found
             elif outcome.is_stale and not _may_serve(outcome.entry, options):
                 stale = outcome
-            else:
-                self.slab._record(Counter.L2_HITS, histogram, start)
-                return outcome
+                continue
+            self.slab._record(Counter.L2_HITS, histogram, start)
+            return outcome
 
     def _compute(self, lead: Lead, begun: Begun, options: FetchOptions) -> Steps[Served]:
         """Have the caller's function compute the value, and store it."""
