@@ -88,7 +88,7 @@ def test_what_redis_did_not_answer_is_dropped_and_counted(host: HostParts) -> No
 
 
 def test_a_lease_is_released(host: HostParts) -> None:
-    host.client.run(Script(CLAIM, host.tier.names.value(KEY), (LEASE, 10_000, b"")))
+    host.client.run(Script(CLAIM, host.tier.names.value(KEY), (LEASE, 5_000, b"", b"")))
     send(host, Release(KEY, LEASE))
     assert host.client.run(Call((b"EXISTS", host.tier.names.value(KEY)))) == 0
 
