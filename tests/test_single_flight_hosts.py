@@ -26,7 +26,7 @@ from callers import (
 from fault_proxy import FaultProxy
 from redis_servers import RedisServer
 
-from llm_edge_cache import CacheManager, L1Config, L2Config, SharedSlab, engine, upkeep
+from llm_edge_cache import CacheManager, L1Config, L2Config, SharedSlab, fetch, upkeep
 from llm_edge_cache.keys import tier_key
 from llm_edge_cache.regions import Counter
 
@@ -225,7 +225,7 @@ def test_an_owner_whose_lease_redis_forgot_stores_its_answer_all_the_same(
     shut: Provider,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for module in (engine, upkeep):  # the worker takes its lease for run out before it is
+    for module in (fetch, upkeep):  # the worker takes its lease for run out before it is
         monkeypatch.setattr(module, "LEASE_MS", 0)
     with crew("threads", 1, hosts[0], l2) as (owner,), redis_server.client() as client:
         own = owner.call(shut)

@@ -27,9 +27,9 @@ from llm_edge_cache.callkeys import call_key, name_of
 from llm_edge_cache.codec import UNREADABLE, Entry
 from llm_edge_cache.core import Begun, Look
 from llm_edge_cache.effects import Steps
-from llm_edge_cache.engine import FetchOptions
 from llm_edge_cache.errors import CacheError
 from llm_edge_cache.faces import Faces
+from llm_edge_cache.fetch import FetchOptions
 from llm_edge_cache.flight import Lead
 from llm_edge_cache.invalidation import Invalidation, tags_of
 from llm_edge_cache.manager import CacheManager
@@ -209,7 +209,7 @@ class _Results:
     def keep(self, key: bytes, begun: Begun, response: CachedResponse, options: FetchOptions) -> None:
         """Store a result that was computed beside all flights."""
         microseconds = (time.monotonic_ns() - begun.began_ns) // 1000
-        self.faces.engine.keep(Lead(key, -1, 0), begun, Entry(response, microseconds=microseconds), options)
+        self.faces.engine.fetching.keep(Lead(key, -1, 0), begun, Entry(response, microseconds=microseconds), options)
 
     def invalidation(self, key: bytes) -> Steps[None]:
         """Make a result void."""
