@@ -535,7 +535,8 @@ def test_faults_leave_no_connection_behind(make: MakeFace, own_server: RedisServ
     with FaultProxy(own_server.address) as proxy:
         face = make(proxy.url, operation_timeout=0.02)
         for _ in range(10):
-            for fault in (lambda: proxy.delay(0.05), lambda: proxy.reset_mid_reply(1), lambda: proxy.garbage(b"x\r\n")):
+            # A delay that a stalled test does not sit out: a reply that is there when it looks is taken.
+            for fault in (lambda: proxy.delay(2), lambda: proxy.reset_mid_reply(1), lambda: proxy.garbage(b"x\r\n")):
                 fault()
                 trouble_of(face)
             proxy.pass_on()
