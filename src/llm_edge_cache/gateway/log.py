@@ -79,6 +79,7 @@ class LogWriter:
     def end(self, end: End) -> None:
         """Write how it ended. The flight's own end, which follows, wakes the followers."""
         self._put("end", _encode(msgspec.structs.replace(end, size=self._size)))
+        self._block.clear()  # not kept until discard(): under many misses that would be most of the worker's memory
 
     def is_read(self) -> bool:
         """Tell whether a client of another worker has waited for this answer within the last seconds."""
