@@ -166,6 +166,11 @@ typedef void (*lec_report_fn)(void *context, const char *message, uint64_t shard
 /* Every broken invariant of the whole segment, one report each; returns how many. LEC_BUSY shards are reported too. */
 uint64_t lec_check(struct lec_handle *handle, uint64_t now_ns, uint64_t timeout_ns, lec_report_fn report, void *context);
 
+/* ---- what was asked of the sampled keys, lately (samples.h) ---- */
+/* Copies a shard's; copy->events and copy->marks have geometry.sample_count and geometry.mark_count places. No lock.
+ * False: there is no such shard. */
+bool lec_samples_of(struct lec_handle *handle, uint32_t shard, struct lec_samples_copy *copy);
+
 /* ---- flights: one computation per key over all processes of the host (flight.h tells how) ---- */
 enum lec_role {
     LEC_FLIGHT_LED,                 /* a free record was claimed: the caller computes */

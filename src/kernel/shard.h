@@ -44,6 +44,9 @@ LEC_INTERNAL void lec_shard_clear_locked(const struct lec_shard_view *view);
  * contradict each other. Idempotent: may be killed at any store and run again. Needs the lock. */
 LEC_INTERNAL void lec_shard_recover_locked(const struct lec_shard_view *view);
 
+/* regions.c: the next mark among the samples: when it is, and what all processes have looked up by now. */
+LEC_INTERNAL void lec_samples_mark_locked(const struct lec_shard_view *view);
+
 /* What lec_get() hands out for a key on a miss, and a fill must present (write.c). */
 LEC_INTERNAL uint64_t lec_token(const struct lec_shard_view *view, uint64_t hash, uint32_t epoch);
 LEC_INTERNAL uint64_t lec_fence(const struct lec_shard_view *view, uint64_t hash, uint32_t epoch);

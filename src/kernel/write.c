@@ -217,6 +217,7 @@ static enum lec_status insert_locked(struct write *write)
     view->nodes[node].units_list = write->units;    /* list == FREE until the policy links it */
     lec_index_publish_locked(view, slot, lec_slot_word(lec_hash_tag(write->hash), write->unit));
     counters_add(view, 1, (uint64_t)write->store->key_bytes + write->store->value_bytes, 0);
+    if (lec_samples_want_mark(&view->policy.samples)) lec_samples_mark_locked(view);
     if (lec_policy_insert(&view->policy, node) != LEC_POLICY_OK) return LEC_DAMAGED;
     atomic_store_explicit(&view->shard->window_share, lec_policy_window_share(&view->policy), memory_order_relaxed);
     return LEC_OK;
