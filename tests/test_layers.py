@@ -38,6 +38,7 @@ ORDER = [
     "codec",
     "redis_target",
     "regions",
+    "whatif",
     "settings",
     "redis_commands",
     "redis_route",

@@ -55,7 +55,7 @@ PyObject *mapping_processes(PyObject *self, PyObject *unused)
     return list;
 }
 
-/* samples(shard) -> (number of shards, entries and units of this one, number of its first event, number of the first since
+/* samples(shard) -> (number of shards, entries and units of this one, threshold, number of its first event, number of the first since
  * it was last empty, marks, events). Marks and events as in samples.h, words of 64 bits. */
 PyObject *mapping_samples(PyObject *self, PyObject *shard)
 {
@@ -74,8 +74,8 @@ PyObject *mapping_samples(PyObject *self, PyObject *shard)
         (void)(_PyBytes_Resize(&marks, (Py_ssize_t)(copy.mark_count * sizeof *copy.marks)) == 0 &&
                _PyBytes_Resize(&events, (Py_ssize_t)(copy.event_count * sizeof *copy.events)) == 0);
     }
-    PyObject *result = marks && events ? Py_BuildValue("(IIIKKOO)", geometry->shard_count, copy.entries, copy.units, (unsigned long long)copy.first,
-                                                       (unsigned long long)copy.begun, marks, events) : NULL;
+    PyObject *result = marks && events ? Py_BuildValue("(IIIIKKOO)", geometry->shard_count, copy.entries, copy.units, copy.threshold,
+                                                       (unsigned long long)copy.first, (unsigned long long)copy.begun, marks, events) : NULL;
     Py_XDECREF(marks);
     Py_XDECREF(events);
     return result;

@@ -124,6 +124,7 @@ bool lec_samples_of(struct lec_handle *handle, uint32_t shard, struct lec_sample
     lec_samples_read(&view.policy.samples, copy);
     copy->entries = view.node_count;
     copy->units = view.space.units;
+    copy->threshold = __atomic_load_n(&view.policy.state->shadow.threshold, __ATOMIC_RELAXED);
     return true;
 }
 

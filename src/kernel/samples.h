@@ -88,7 +88,7 @@ struct lec_samples_copy {
     uint64_t *events;
     struct lec_sample_mark *marks;
     uint32_t event_count, mark_count;
-    uint32_t entries, units;            /* what the shard may hold; lec_samples_of() */
+    uint32_t entries, units, threshold; /* what the shard may hold, and which keys are sampled now; lec_samples_of() */
     uint64_t first, begun;
 };
 LEC_INTERNAL void lec_samples_read(const struct lec_samples_view *view, struct lec_samples_copy *copy);
