@@ -12,7 +12,7 @@
 #define ENTRIES_PER_SHARD 16384u    /* shards are halved down to this: small enough to be rebuilt in milliseconds */
 #define VALUES_PER_SHARD 4u         /* of the largest size, that a shard must have room for */
 #define SLOT_LOAD_PERCENT 62u       /* of the index's slots in use when a shard is full: beyond, full homes get frequent */
-#define SAMPLES_DIVISOR 128u        /* that part of the memory, at most, for the rings of samples */
+#define SAMPLES_DIVISOR 100u        /* that part of the memory, at most, for the rings of samples */
 #define MIB (UINT64_C(1) << 20)
 
 /* How many of what a segment of this size gets for the processes and the manager. */

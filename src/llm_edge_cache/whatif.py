@@ -36,11 +36,19 @@ FACTORS: Final = (0.5, 1.0, 2.0, 4.0)
 """The sizes that are asked about, in units of the present one."""
 
 _SHARDS_MOST: Final = 8  # shards are alike, keys are spread by hash: so many tell enough, and bound time and memory
-_SEEDS: Final = (1, 2, 3)  # each replay runs with all of them: what the policy draws by lot is part of the error
+_SEEDS: Final = (1, 2, 3, 4, 5)  # each replay runs with all of them: what the policy draws by lot is part of the error
 _WARM_PART: Final = 3  # of a history without a beginning, this part only fills the caches
 _TURNOVERS: Final = 2  # look-ups in units of the size asked about, below which nothing is said about it
 _MISSES_LEAST: Final = 100  # replayed ones, below which their ratio tells less than their difference
 _TAIL_MOST: Final = 2  # look-ups after the last mark, in units of those between two marks, that still count
+_DRAWN: Final = 0.003  # of look-ups: so far two slabs of one size differ, since each draws its own seed
+_FORGOTTEN: Final = {
+    0.5: 0.01,
+    1.0: 0.0,
+    2.0: 0.01,
+    4.0: 0.02,
+}  # without a beginning; docs/sizing.md
+_IS_FULL: Final = 0.95  # of max_entries: a slab that evicts below that lacks memory
 _SAMPLE_ONE: Final = 1 << 32  # sample hashes are below this
 _HASH_SHIFT: Final = 32  # of an event, see src/kernel/samples.h
 _KIND_SHIFT: Final = 24
@@ -86,8 +94,12 @@ class History(NamedTuple):
     """That the shards read may hold."""
     units: int
     """64 bytes each, that they may take."""
-    slab_entries: int
-    """That the whole slab may hold."""
+    part: float
+    """Of the slab that the shards read are."""
+    size: int
+    """Entries that the whole slab may hold, or does hold where memory is what it lacks."""
+    mean_bytes: float | None
+    """Of memory that an entry takes; None while there are none."""
     tti_ns: int
 
     @property
@@ -103,7 +115,7 @@ class Estimate(NamedTuple):
     hit_ratio: float | None
     """None: not known yet."""
     margin: float | None
-    """Two standard errors: of the sample, and of what the policy draws by lot. 0 for the present size: it was counted."""
+    """Some 95 of 100 answers are no farther from the truth. 0 for the present size: that was counted."""
     lookups_missing: int
     """Look-ups before it will be known; 0 when it is."""
 
@@ -141,32 +153,41 @@ def read_history(slab: SharedSlab, now_ns: int, share_most: float = 1.0) -> Hist
     mapping, config = slab._mapping, slab.config
     shard_count = mapping.samples(0)[0]
     rows = [mapping.samples(index) for index in range(min(shard_count, _SHARDS_MOST))]
-    shards = [shard for row in rows if (shard := _shard_of(*row[4:])) is not None]
+    shards = [shard for row in rows if (shard := _shard_of(*row[4:], now_ns)) is not None]
     if len(shards) < len(rows):
         return None
     seen = (mark.threshold for shard in shards for mark in shard.marks)
     threshold = min(*seen, *(row[3] for row in rows), max(int(share_most * _SAMPLE_ONE) - 1, 0))
     totals, counters = mapping.totals(), slab._counter_sums()
     looked_up = (totals["hits"], totals["misses"], counters[Counter.L1_HITS], counters[Counter.L1_MISSES])
+    entries = sum(row[1] for row in rows)
     return History(
         shards,
         Mark(0, now_ns, threshold, *looked_up),
         threshold,
-        sum(row[1] for row in rows),
+        entries,
         sum(row[2] for row in rows),
-        config.max_entries or 0,
+        entries / (config.max_entries or 1),
+        _size_of(totals, config.max_entries or 0),
+        totals["used_bytes"] / totals["entries"] if totals["entries"] else None,
         round((config.tti or 0.0) * 1e9),
     )
 
 
-def _shard_of(first: int, begun: int, mark_bytes: bytes, event_bytes: bytes) -> Shard | None:
+def _size_of(totals: dict[str, int], max_entries: int) -> int:
+    lacks_memory = totals["evictions"] > 0 and totals["entries"] < _IS_FULL * max_entries
+    return max(totals["entries"], 1) if lacks_memory else max_entries
+
+
+def _shard_of(first: int, begun: int, mark_bytes: bytes, event_bytes: bytes, now_ns: int) -> Shard | None:
     """Return what lies between the first mark and now; arbitrary bytes give a history that means nothing, no more."""
     events = array("Q", event_bytes)
     marks: list[Mark] = []
     for row in struct.iter_unpack("=7Q", mark_bytes):
         mark = Mark(*row)
-        follows = not marks or (mark.number >= marks[-1].number and mark.at_ns >= marks[-1].at_ns)
-        if max(first, begun) <= mark.number <= first + len(events) and mark.threshold < _SAMPLE_ONE and follows:
+        before = marks[-1] if marks else Mark(max(first, begun), 0, 0, 0, 0, 0, 0)
+        in_order = before.number <= mark.number <= first + len(events) and before.at_ns <= mark.at_ns <= now_ns
+        if in_order and mark.threshold < _SAMPLE_ONE:
             marks.append(mark)
     if not marks:
         return None
@@ -202,10 +223,9 @@ def _timed(shard: Shard, history: History) -> Iterator[tuple[int, int]]:
     end = history.now._replace(number=len(shard.events))
     for mark, following in pairwise((*shard.marks, end)):
         count = following.number - mark.number
-        step = max(following.at_ns - mark.at_ns, 0) / count if count else 0.0
         for at, event in enumerate(shard.events[mark.number : following.number]):
             if event >> _HASH_SHIFT <= history.threshold:
-                yield mark.at_ns + int(at * step), _with_whole_life(event, lives)
+                yield mark.at_ns + (following.at_ns - mark.at_ns) * at // count, _with_whole_life(event, lives)
 
 
 def _with_whole_life(event: int, lives: dict[int, int]) -> int:
@@ -260,7 +280,7 @@ def _end_of(history: History, begin: Mark) -> Mark:
 
 
 def _counted_part(history: History, whole: _Span, stream: _Stream) -> _Span:
-    """What follows the time in which the replayed caches fill. A history from the beginning fills them as it did the slab."""
+    """What follows the filling of the replayed caches; all, if the history has the filling of the slab itself."""
     if _is_whole(history) or not stream.times:
         return whole
     warm_ns = stream.times[len(stream.times) // _WARM_PART]
@@ -307,14 +327,16 @@ def estimate(history: History) -> Answer:
     present = _replay(history, stream, counted, 1.0)
     estimates = []
     for factor in FACTORS:
-        missing = max(math.ceil(_TURNOVERS * factor * history.slab_entries) - whole.lookups, 0)
+        missing = max(math.ceil(_TURNOVERS * factor * history.size) - whole.lookups, 0)
         if missing or not span.lookups:
             estimates.append(Estimate(factor, None, None, max(missing, 1)))
         elif factor == 1.0:
             estimates.append(Estimate(factor, span.looked_up[0] / span.lookups, 0.0, 0))
         else:
             there = _replay(history, stream, counted, factor)
-            estimates.append(Estimate(factor, *_scaled(history, span, present, there), 0))
+            hit_ratio, margin = _scaled(history, span, present, there)
+            margin += _DRAWN + (0.0 if _is_whole(history) else _FORGOTTEN[factor])
+            estimates.append(Estimate(factor, hit_ratio, margin, 0))
     return Answer(
         tuple(estimates),
         span.lookups,
@@ -327,8 +349,8 @@ def estimate(history: History) -> Answer:
 
 
 def _scaled(history: History, span: _Span, present: _Replayed, there: _Replayed) -> tuple[float, float]:
-    """Return hit ratio and margin at another size."""
-    sampled = history.share * history.entries / history.slab_entries
+    """Return the hit ratio at another size, and two standard errors of it."""
+    sampled = history.share * history.part
     misses, lookups = span.looked_up[1], span.lookups
     if present.misses >= _MISSES_LEAST:
         ratio, weight = there.misses / present.misses, misses / present.misses / lookups
