@@ -3,6 +3,7 @@
 #include "access.h"
 
 #define CODE_FRACTION_BITS 7u
+#define MARKS_BESIDE 3u                 /* the one before the oldest event, one being written, one after a restart */
 #define CODE_LARGEST (LEC_SAMPLE_FOREVER - 1u)
 #define NS_PER_MS UINT64_C(1000000)
 #define UNITS_LIMIT ((1u << 30) - 1u)       /* what a node can say */
@@ -29,7 +30,7 @@ uint64_t lec_sample_value(uint32_t code)
 
 uint32_t lec_sample_marks_for(uint32_t event_count)
 {
-    return event_count ? event_count / LEC_SAMPLES_PER_MARK + 2u : 0u;
+    return event_count ? event_count / LEC_SAMPLES_PER_MARK + MARKS_BESIDE : 0u;
 }
 
 static uint64_t bytes_of(uint32_t event_count)

@@ -56,7 +56,7 @@ struct lec_samples_view {
     uint64_t *events;
     struct lec_sample_mark *marks;
     uint32_t event_count;               /* 0: there is no ring */
-    uint32_t mark_count;                /* two at least, if there is a ring */
+    uint32_t mark_count;                /* three at least, if there is a ring */
 };
 
 struct lec_sample { uint32_t hash, hits, units; enum lec_sample_kind kind; uint64_t left_ns; };

@@ -15,9 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["tell"]
 
-_TABLES_PER_ENTRY: Final = 78  # bytes; docs/layout.md
 _KEPT_FREE: Final = 64 / 63  # of the arena, so that entries lie in one piece
-_FIXED_SHARE: Final = 0.98  # of the memory, what is not samples, processes and flights
+_NOT_SCALED: Final = 0.975  # of the memory: the rest is for samples, processes and flights, which grow with it
 _NOTHING: Final = "nothing is remembered: nothing was stored since the slab was empty, or it is too small to remember"
 
 
@@ -45,9 +44,9 @@ def _size_at(history: History, config: SlabConfig, factor: float) -> tuple[int, 
     wanted = max(round(history.size * factor), 1)
     if history.mean_bytes is None:
         return wanted, None
-    each = history.mean_bytes * _KEPT_FREE + _TABLES_PER_ENTRY
+    tables = native.minimum_bytes((1, 0, 0, wanted, 1))
     least = native.minimum_bytes((1, 0, 0, wanted, config.max_value_bytes or 0))
-    return wanted, max(round(wanted * each / _FIXED_SHARE), least)
+    return wanted, max(round((tables + wanted * history.mean_bytes * _KEPT_FREE) / _NOT_SCALED), least)
 
 
 # ---- as text ----
