@@ -4,9 +4,9 @@
 
 Each trace is replayed through the real slab at each size N of the tables that come with the traces, and the answer is
 taken at the end; it is compared with real replays at N/2, 2N and 4N, over the same requests: those that the answer says
-it is about. Twice: as the command answers ("rule": 96 to 224 live sampled keys in each shard, about 1 % of a large one),
-and with all but 1 % of the keys left out of the sample ("1 %"). Where the traces are absent, a small synthetic one is
-replayed and no bar applies.
+it is about. Twice: as the command answers ("rule": 96 to 224 live sampled keys per shard, about 1 % of a large one),
+and with all but 1 % of the keys left out of the sample ("1 %"). Where the traces are absent, a small synthetic one
+is replayed and no bar applies.
 """
 
 from __future__ import annotations

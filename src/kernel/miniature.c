@@ -219,3 +219,22 @@ enum lec_outcome lec_miniature_replay(struct lec_miniature *miniature, uint64_t 
     if (id != LEC_NONE) entry_drop(miniature, id);
     return LEC_OUTCOME_NONE;
 }
+
+/* ---- the whole ---- */
+
+static uint64_t word_at(const void *words, uint64_t at)
+{
+    uint64_t word;
+    memcpy(&word, (const uint8_t *)words + at * sizeof word, sizeof word);
+    return word;
+}
+
+uint64_t lec_replay_bytes(uint32_t entries) { return lec_miniature_bytes(entries); }
+
+void lec_replay(const struct lec_replay *replay, void *memory, uint8_t *outcomes)
+{
+    struct lec_miniature miniature;
+    lec_miniature_create(&miniature, memory, (struct lec_miniature_size){replay->entries, replay->units}, replay->tti_ns, replay->seed);
+    for (uint64_t at = 0; at < replay->count; at++)
+        outcomes[at] = (uint8_t)lec_miniature_replay(&miniature, word_at(replay->events, at), word_at(replay->times, at));
+}

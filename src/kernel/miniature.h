@@ -8,7 +8,7 @@
 
 #include <stdbool.h>
 
-#include "policy.h"
+#include "kernel.h"
 
 struct lec_miniature {
     struct lec_policy_view policy;
@@ -20,10 +20,7 @@ struct lec_miniature {
     uint64_t tti_ns;                /* 0 = off */
 };
 
-struct lec_miniature_size { uint32_t entries, units; };     /* 1 .. UINT32_MAX / 16; what the entries' units may sum up to */
-
-/* What a sample was to this cache. */
-enum lec_outcome { LEC_OUTCOME_NONE = 0, LEC_OUTCOME_HIT = 1, LEC_OUTCOME_MISS = 2 };
+struct lec_miniature_size { uint32_t entries, units; };     /* as in struct lec_replay */
 
 /* Bytes of memory, to be aligned to 64. */
 LEC_INTERNAL uint64_t lec_miniature_bytes(uint32_t entries);
