@@ -56,6 +56,13 @@ void lec_shard_view(struct lec_handle *handle, uint32_t index, uint64_t now_ns, 
     samples_view(view, base, &view->policy.samples);
 }
 
+void lec_shard_view_tokens(struct lec_handle *handle, uint32_t index, struct lec_shard_view *view)
+{
+    const struct lec_geometry *geometry = &handle->geometry;
+    view->handle = handle;
+    view->generations = (uint32_t *)(void *)(handle->base + geometry->shards + geometry->shard_stride * index + geometry->generations);
+}
+
 /* ---- the lock ---- */
 
 static void mutex_create(pthread_mutex_t *mutex)

@@ -27,6 +27,9 @@ struct lec_shard_view {
 /* The segment was validated at attach; `index` is below shard_count. */
 LEC_INTERNAL void lec_shard_view(struct lec_handle *handle, uint32_t index, uint64_t now_ns, struct lec_shard_view *view);
 
+/* Only what lec_token() and lec_fence() look at: a read has no use for the rest. */
+LEC_INTERNAL void lec_shard_view_tokens(struct lec_handle *handle, uint32_t index, struct lec_shard_view *view);
+
 static inline uint32_t lec_shard_of(const struct lec_handle *handle, uint64_t hash) { return (uint32_t)hash & (handle->geometry.shard_count - 1); }
 
 /* Formats a shard nobody uses yet. */

@@ -89,7 +89,7 @@ static uint64_t now_of(struct lec_handle *handle, const void *key, uint32_t key_
 {
     uint64_t hash = lec_hash(key, key_bytes, handle->seed);
     struct lec_shard_view view;
-    lec_shard_view(handle, lec_shard_of(handle, hash), 0, &view);
+    lec_shard_view_tokens(handle, lec_shard_of(handle, hash), &view);
     return number_of(&view, hash, lec_epoch(handle));
 }
 
