@@ -198,23 +198,11 @@ static enum lec_outcome ask(struct lec_miniature *miniature, const struct lec_sa
     return LEC_OUTCOME_MISS;
 }
 
-static void store(struct lec_miniature *miniature, const struct lec_sample *sample, uint64_t at_ns)
-{
-    uint32_t id = entry_find(miniature, sample->hash, at_ns);
-    if (id == LEC_NONE) entry_insert(miniature, sample, at_ns);
-    else miniature->policy.nodes[id].expires_at = deadline(at_ns, sample->left_ns);     /* that it was used is another event */
-}
-
 enum lec_outcome lec_miniature_replay(struct lec_miniature *miniature, uint64_t event, uint64_t at_ns)
 {
     struct lec_sample sample = lec_sample_of(event);
     sweep(miniature, at_ns);
-    switch (sample.kind) {
-    case LEC_SAMPLE_INSERT:
-    case LEC_SAMPLE_HIT: return ask(miniature, &sample, at_ns);
-    case LEC_SAMPLE_STORE: store(miniature, &sample, at_ns); return LEC_OUTCOME_NONE;
-    default: break;
-    }
+    if (sample.kind == LEC_SAMPLE_INSERT || sample.kind == LEC_SAMPLE_HIT) return ask(miniature, &sample, at_ns);
     uint32_t id = entry_find(miniature, sample.hash, at_ns);
     if (id != LEC_NONE) entry_drop(miniature, id);
     return LEC_OUTCOME_NONE;

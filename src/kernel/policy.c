@@ -465,8 +465,6 @@ enum lec_policy_status lec_policy_update(const struct lec_policy_view *view, uin
     _Atomic uint8_t *touches = touches_of(view, node);
     if (touches && touches_peek(view, node) < LEC_TOUCH_MAX)
         atomic_fetch_add_explicit(touches, 1, memory_order_relaxed);
-    if (lec_shadow_samples(&view->state->shadow, node->tag))
-        sample(view, node, LEC_SAMPLE_STORE, 1);
     return LEC_POLICY_OK;
 }
 

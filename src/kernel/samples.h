@@ -21,12 +21,13 @@
 #define LEC_SAMPLES_LEAST 64u           /* less memory than for these, and there is no ring */
 #define LEC_SAMPLES_PER_MARK 256u
 
-/* What an event tells; bits 24..25 of it. */
+/* What an event tells; bits 24..25 of it. That a value is replaced is none: to know whether its key is sampled would cost each
+ * such set a fiftieth. It counts as a hit, and keeps its first deadline in the replay. */
 enum lec_sample_kind {
     LEC_SAMPLE_INSERT = 0,              /* stored where there was nothing: a miss, but for writers that never look */
     LEC_SAMPLE_HIT = 1,                 /* asked for once or oftener since the last event */
-    LEC_SAMPLE_STORE = 2,               /* replaced: another deadline */
-    LEC_SAMPLE_GONE = 3,                /* deleted, or idle for too long; not: past its deadline */
+    LEC_SAMPLE_GONE = 2,                /* deleted, or idle for too long; not: past its deadline */
+    LEC_SAMPLE_NONE = 3,                /* no event; damage */
 };
 
 /* An event: bits 32..63 the key's sample hash, 26..27 hits less one, 24..25 kind, 12..23 units, 0..11 the time left in ms,

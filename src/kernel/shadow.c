@@ -67,7 +67,7 @@ uint32_t lec_shadow_sample_hash(const struct lec_shadow *shadow, uint32_t tag)
     return (uint32_t)(lec_sketch_hash(shadow->seed, tag) * 0xd6e8feb86659fd93u >> 32);
 }
 
-bool lec_shadow_samples(const struct lec_shadow *shadow, uint32_t tag)
+static bool is_sampled(const struct lec_shadow *shadow, uint32_t tag)
 {
     return lec_shadow_sample_hash(shadow, tag) <= shadow->threshold;
 }
@@ -455,7 +455,7 @@ static void sample_fewer(struct lec_shadow *shadow)
     shadow->room = shadow->room / 4u * 3u;
     uint32_t live = 0;
     for (uint32_t i = 0; i < LEC_SHADOW_KEYS; i++) {
-        if (!lec_shadow_samples(shadow, shadow->keys[i].tag))
+        if (!is_sampled(shadow, shadow->keys[i].tag))
             key_drop(shadow, &shadow->keys[i]);
         live += shadow->keys[i].node != LEC_NONE;
     }
@@ -505,7 +505,7 @@ void lec_shadow_hit(struct lec_shadow *shadow, struct lec_shadow_key *key, uint3
 
 uint32_t lec_shadow_touched(struct lec_shadow *shadow, uint32_t tag, uint32_t count)
 {
-    struct lec_shadow_key *key = lec_shadow_samples(shadow, tag) ? key_find(shadow, tag) : NULL;
+    struct lec_shadow_key *key = is_sampled(shadow, tag) ? key_find(shadow, tag) : NULL;
     if (!key)
         return 0;
     uint32_t hits = count > key->polled ? count - key->polled : 0u;
@@ -524,7 +524,7 @@ void lec_shadow_gone(struct lec_shadow *shadow, struct lec_shadow_key *key)
 
 bool lec_shadow_insert(struct lec_shadow *shadow, uint32_t tag, uint32_t node)
 {
-    if (!lec_shadow_samples(shadow, tag))
+    if (!is_sampled(shadow, tag))
         return false;
     struct lec_shadow_key *key = key_find(shadow, tag);
     if (!key)
@@ -540,7 +540,7 @@ bool lec_shadow_insert(struct lec_shadow *shadow, uint32_t tag, uint32_t node)
 
 void lec_shadow_evict(struct lec_shadow *shadow, uint32_t tag)
 {
-    struct lec_shadow_key *key = lec_shadow_samples(shadow, tag) ? key_find(shadow, tag) : NULL;
+    struct lec_shadow_key *key = is_sampled(shadow, tag) ? key_find(shadow, tag) : NULL;
     if (!key)
         return;
     shadow->is_full = true;
@@ -550,7 +550,7 @@ void lec_shadow_evict(struct lec_shadow *shadow, uint32_t tag)
 
 bool lec_shadow_remove(struct lec_shadow *shadow, uint32_t tag)
 {
-    struct lec_shadow_key *key = lec_shadow_samples(shadow, tag) ? key_find(shadow, tag) : NULL;
+    struct lec_shadow_key *key = is_sampled(shadow, tag) ? key_find(shadow, tag) : NULL;
     if (key)
         key_drop(shadow, key);
     return key != NULL;

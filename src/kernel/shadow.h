@@ -71,9 +71,7 @@ struct lec_shadow {
 
 LEC_INTERNAL void lec_shadow_reset(struct lec_shadow *shadow, uint64_t seed);
 
-/* Is the key among those that are watched? */
-LEC_INTERNAL bool lec_shadow_samples(const struct lec_shadow *shadow, uint32_t tag);
-/* What decides it: sampled are the keys whose sample hash does not exceed the threshold. */
+/* Sampled are the keys whose sample hash does not exceed the threshold. */
 LEC_INTERNAL uint32_t lec_shadow_sample_hash(const struct lec_shadow *shadow, uint32_t tag);
 
 /* A key was inserted: node is where it lives now. False, and nothing is done, if it is not sampled. */

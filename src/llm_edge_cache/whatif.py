@@ -52,7 +52,7 @@ _IS_FULL: Final = 0.95  # of max_entries: a slab that evicts below that lacks me
 _SAMPLE_ONE: Final = 1 << 32  # sample hashes are below this
 _HASH_SHIFT: Final = 32  # of an event, see src/kernel/samples.h
 _KIND_SHIFT: Final = 24
-_HIT: Final = 1
+_INSERT: Final = 0
 _LEFT_MASK: Final = 0xFFF
 _MISS: Final = 2  # an outcome of native.replay()
 
@@ -231,7 +231,7 @@ def _timed(shard: Shard, history: History) -> Iterator[tuple[int, int]]:
 def _with_whole_life(event: int, lives: dict[int, int]) -> int:
     """A hit tells what is left of the entry's life; a cache that had it no more would get it with its whole life."""
     key = event >> _HASH_SHIFT
-    if event >> _KIND_SHIFT & 3 != _HIT:
+    if event >> _KIND_SHIFT & 3 == _INSERT:
         lives[key] = event & _LEFT_MASK
     return event & ~_LEFT_MASK | lives.get(key, event & _LEFT_MASK)
 
