@@ -1,6 +1,7 @@
 /* The ring of samples: what it records, what of it is read, and that any content of it is safe to read and to replay;
  * and the miniatures that replay it. The seed is the first argument (default 1) and is printed.
  */
+#include <pthread.h>
 #include <string.h>
 
 #include "access.h"
@@ -134,6 +135,31 @@ static void damage_is_repaired(void)
     REQUIRE(!lec_samples_are_sound(&ring.view), "the checker sees a beginning after the end");
 }
 
+/* One thread writes and another one reads: what was overwritten meanwhile is left out, and nothing else is. */
+static struct ring shared_ring;
+static _Atomic bool is_over;
+
+static void *write_all(void *unused)
+{
+    for (uint32_t number = 0; number < 2000000; number++) note(&shared_ring, number);
+    is_over = true;
+    return unused;
+}
+
+static void what_is_overwritten_meanwhile_is_left_out(void)
+{
+    pthread_t writer;
+    ring_create(&shared_ring);
+    REQUIRE(pthread_create(&writer, NULL, write_all, NULL) == 0, "a thread");
+    while (!is_over) {
+        struct lec_samples_copy copy = ring_read(&shared_ring);
+        for (uint32_t at = 0; at < copy.event_count; at++)
+            REQUIRE(lec_sample_of(copy.events[at]).hash == copy.first + at, "event %u of %u", at, copy.event_count);
+        for (uint32_t at = 0; at < copy.mark_count; at++) REQUIRE(copy.marks[at].hits == copy.marks[at].number, "a mark is whole");
+    }
+    REQUIRE(pthread_join(writer, NULL) == 0, "the thread ends");
+}
+
 /* ---- in a segment ---- */
 
 static struct world world;
@@ -262,6 +288,8 @@ static void a_miniature_holds_what_fits(void)
         }
     REQUIRE(lec_miniature_replay(&miniature, event(977, LEC_SAMPLE_GONE, 1, 0), 11) == LEC_OUTCOME_NONE, "a key that goes is no request");
     REQUIRE(miniature.entries == 99, "and is gone");
+    (void)lec_miniature_replay(&miniature, event(5000, LEC_SAMPLE_INSERT, lec_sample_code(4000), LEC_SAMPLE_FOREVER), 11);
+    REQUIRE(miniature.entries == 99, "what is larger than the cache displaces nobody");
     for (uint32_t key = 1000; key < 1020; key++) (void)lec_miniature_replay(&miniature, event(key, LEC_SAMPLE_INSERT, 100, LEC_SAMPLE_FOREVER), 12);
     REQUIRE(miniature.units <= 1000 && miniature.entries < 100, "units are a limit as well");
     free(memory);
@@ -306,6 +334,7 @@ int main(int count, char **arguments)
     an_empty_shard_begins_anew();
     what_is_no_ring_is_left_alone();
     damage_is_repaired();
+    what_is_overwritten_meanwhile_is_left_out();
     what_happens_to_keys_is_recorded();
     marks_tell_what_was_looked_up();
     reading_needs_no_lock_and_stores_nothing();
