@@ -183,9 +183,7 @@ def _print_table(title: str, columns: dict[str, dict[str, float]]) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="little work: shows that it runs, not how fast")
-    parser.add_argument(
-        "--json", type=Path, default=RESULTS / "bench-slab.json", help="result file (default: %(default)s)"
-    )
+    parser.add_argument("--json", type=Path, default=RESULTS / "slab.json", help="result file (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--core", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)

@@ -17,7 +17,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from llm_edge_cache.core import Begun
-from llm_edge_cache.engine import FetchOptions
+from llm_edge_cache.fetch import FetchOptions
 from llm_edge_cache.flight import Lead, Running
 from llm_edge_cache.gateway.answers import End, Head, entry_of, head_of, keepable, own_headers
 from llm_edge_cache.gateway.broadcast import Broadcast
@@ -162,7 +162,7 @@ class AnswerFlights:
         if entry is not None:
             self._replay(entry, broadcast, "l1")
             return True, None
-        found = await self._manager.perform(self._engine.claim(lead, self._options(exchange)))
+        found = await self._manager.perform(self._engine.fetching.claim(lead, self._options(exchange)))
         stale = look.entry
         if isinstance(found, Found):
             if not found.is_stale:
@@ -243,8 +243,8 @@ class AnswerFlights:
                 microseconds = (time.monotonic_ns() - started) // 1000
                 options = self._options(exchange)
                 entry = entry_of(broadcast.head, broadcast.body, judged, microseconds, options.l1_ttl or 0.0)
-                if await self._manager.perform(self._engine.has_kept_lease(lead)):
-                    is_kept = self._engine.keep(lead, begun, entry, options)
+                if await self._manager.perform(self._engine.fetching.has_kept_lease(lead)):
+                    is_kept = self._engine.fetching.keep(lead, begun, entry, options)
         except UpstreamFailureError as failure:
             self._engine.slab._count(Counter.COMPUTE_ERRORS)
             end = End(failure.kind, str(failure))
@@ -252,7 +252,7 @@ class AnswerFlights:
                 end = self._stand_in(stale, broadcast, log)
         finally:
             if not is_kept:
-                self._engine.release(lead)
+                self._engine.fetching.release(lead)
             log.end(end)
             asyncio.get_running_loop().call_later(_LOG_SECONDS, log.discard)
         broadcast.finish(end)
