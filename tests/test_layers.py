@@ -66,6 +66,7 @@ ORDER = [
     "decorator",
     "series",
     "metrics",
+    "reading",
     "snapshot_file",
     "snapshot",
     "__init__",

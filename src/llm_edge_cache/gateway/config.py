@@ -44,7 +44,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     stale_if_error: float = 0.0
     """How long beyond its life an answer may stand in for a failing upstream. 0: not at all."""
     obey_controls: frozenset[str] = frozenset(
-        {"off", "no-cache", "no-store", "max-age", "only-if-cached", "stale-if-error", "ttl", "namespace"}
+        {"off", "no-cache", "no-store", "max-age", "only-if-cached", "stale-if-error", "ttl", "namespace", "tags"}
     )
     """What callers may ask of the cache."""
     keep_cut_answers: bool = False

@@ -4,27 +4,40 @@ The body lies in blocks of `BLOCK_BYTES`, each an entry of the slab that is writ
 before the first. How much there is stands in the flight's record (`progress`: 1 for the head, then one for each byte),
 which is moved after the bytes are in place, so a follower never looks for what is not there yet. Entries may be
 evicted: then the log is lost, and its followers are on their own.
+
+The head says when the call began, and under which tags its answer will be stored: 1 A's call begins  2 the key, or one
+of the tags, is made void  3 B, on another worker, asks: what A gets is too old for B.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
+from llm_edge_cache.core import Begun
 from llm_edge_cache.errors import CacheError, SlabBusyError
 from llm_edge_cache.gateway.answers import End, Head
 
 if TYPE_CHECKING:
     from llm_edge_cache.slab import SharedSlab
 
-__all__ = ["BLOCK_BYTES", "LogLostError", "LogReader", "LogWriter"]
+__all__ = ["BLOCK_BYTES", "Heading", "LogLostError", "LogReader", "LogWriter"]
 
 BLOCK_BYTES: Final = 16 << 10
 _SECONDS: Final = 900.0  # what a writer that died leaves behind is gone after that
 
+
+class Heading(NamedTuple):
+    """What stands before the body."""
+
+    head: Head
+    begun: Begun
+    tags: tuple[str, ...]
+
+
 _encode: Final = msgspec.msgpack.Encoder().encode
-_decode_head: Final = msgspec.msgpack.Decoder(Head).decode
+_decode_heading: Final = msgspec.msgpack.Decoder(Heading).decode
 _decode_end: Final = msgspec.msgpack.Decoder(End).decode
 
 
@@ -49,9 +62,9 @@ class LogWriter:
         self._parts: list[object] = []
         self._is_lost = record < 0
 
-    def head(self, head: Head) -> None:
+    def head(self, heading: Heading) -> None:
         """Write the head."""
-        self._put("head", _encode(head))
+        self._put("head", _encode(heading))
         self._advance()
 
     def append(self, chunk: bytes) -> None:
@@ -103,14 +116,14 @@ class LogReader:
         self._token = token
         self._position = 0
 
-    def head(self) -> Head:
+    def head(self) -> Heading:
         """Return the head. Only once the flight's progress is 1 or more.
 
         Raises:
             LogLostError: it is gone.
         """
         try:
-            return _decode_head(self._part("head"))
+            return _decode_heading(self._part("head"))
         except msgspec.MsgspecError:
             raise LogLostError("the head is damaged") from None
 
