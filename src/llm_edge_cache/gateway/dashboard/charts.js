@@ -21,7 +21,12 @@ function significant(value, digits) {
 
 function percent(share) {
   const value = share * 100;
+  if (value > 0 && value < 0.05) return "< 0.1 %";
   return (value === 0 || value >= 99.95 ? value.toFixed(0) : value.toFixed(1)) + " %";
+}
+
+function many(count, what) {
+  return `${compact(count)} ${what}${count === 1 ? "" : "s"}`;
 }
 
 function bytes(value) {
@@ -32,6 +37,7 @@ function bytes(value) {
 }
 
 function duration(seconds) {
+  if (seconds === 0) return "0 s";
   if (seconds < 1e-3) return significant(seconds * 1e6, 2) + " µs";
   if (seconds < 1) return significant(seconds * 1e3, 2) + " ms";
   if (seconds < 120) return significant(seconds, 3) + " s";
@@ -148,7 +154,7 @@ class TimeChart {
       element(this.svg, "line", { class: tick === ticks[0] ? "axis" : "grid", x1: LEFT, x2: right, y1: y, y2: y });
       element(this.svg, "text", { x: LEFT - 8, y: y + 4, "text-anchor": "end" }, this.spec.tick(tick));
     }
-    const room = Math.max(1, Math.floor((right - LEFT) / 84)), span = this.until - this.from;
+    const room = Math.max(1, Math.floor((right - LEFT) / 66)), span = this.until - this.from;
     const step = [5, 10, 15, 30, 60, 120, 300].find((each) => span / each <= room) || 600;
     for (let time = Math.ceil(this.from / step) * step; time <= this.until; time += step) {
       const x = Math.round(this.x(time)) + 0.5;

@@ -79,7 +79,7 @@ const hasL2 = () => has.l2;
 const CURVES = [
   { id: "ratio", title: "Hit ratio by tier", note: "of look-ups, over 10 s", unit: "share of look-ups", none: "no look-ups in this time",
     text: percent, tick: (value) => `${value * 100} %`, scale: shareScale, isNothing: nowhere, series: [
-      { name: "both tiers", ink: "violet", of: (point) => point.ratioAll, isShown: hasL2 },
+      { name: "both tiers", ink: "violet", thin: true, of: (point) => point.ratioAll, isShown: hasL2 },
       { name: "L1, shared memory", ink: "blue", of: (point) => point.ratioL1 },
       { name: "L2, Redis", ink: "teal", of: (point) => point.ratioL2, isShown: hasL2 }] },
   { ...rates, id: "requests", title: "Requests", note: "by what answered, over 5 s", unit: "requests/s", none: "no requests in this time",
@@ -116,7 +116,7 @@ const CURVES = [
 
 const charts = CURVES.map((spec) => new TimeChart($("charts"), spec));
 const workerBars = new BarChart($("charts"), { id: "workers", title: "Workers", note: "share of look-ups, over 10 s", none: "no look-ups in this time", ink: "blue" });
-const keyBars = new BarChart($("charts"), { id: "keys", title: "Top keys", note: "hashes; how often lately, an estimate up to 15", none: "nothing is stored yet", ink: "violet", isKey: true });
+const keyBars = new BarChart($("charts"), { id: "keys", title: "Top keys", note: "hashes; how often asked for lately, an estimate", none: "nothing is stored yet", ink: "violet", isKey: true });
 
 function tiles(now, point) {
   const of = (counter) => now.counters[counter];
@@ -126,10 +126,10 @@ function tiles(now, point) {
     ["Hit ratio", known(point && point.ratioAll, percent), `${known(all, percent)} in all`],
     ["Look-ups", known(point && point.lookups, perSecond), `${compact(lookups)} in all`],
     ["L1 latency, p99", known(point && point.l1Most, duration), `p50 ${known(point && point.l1Half, duration)}`],
-    ["Upstream, p50", known(point && point.callHalf, duration), `${compact(of("computations"))} calls in all`],
-    ["Memory of L1", percent(now.l1.used_bytes / now.l1.memory_bytes), `${compact(now.l1.entries, 4)} of ${compact(now.l1.max_entries, 4)} entries`],
+    ["Upstream, p50", known(point && point.callHalf, duration), `${many(of("computations"), "call")} in all`],
+    ["Memory of L1", percent(now.l1.used_bytes / now.l1.memory_bytes), now.l1.entries === 1 ? "1 entry" : `${compact(now.l1.entries)} entries`],
     ["Tokens saved", compact(of("prompt_tokens_saved") + of("completion_tokens_saved")), `${compact(of("completion_tokens_saved"))} of answers`],
-    ["Time saved", duration(of("microseconds_saved") / 1e6), "that the upstream took"],
+    ["Time saved", duration(of("microseconds_saved") / 1e6), "of upstream calls"],
     ["Upstream errors", compact(of("compute_errors")), known(ratio(of("compute_errors"), of("computations")), (share) => `${percent(share)} of calls`), point && point.failed > 0],
   ];
 }
@@ -199,14 +199,18 @@ function take(now) {
   const point = lately.length > 1 ? pointOf(now) : null;
   if (point) remember(point);
   $("name").textContent = now.name;
-  $("about").textContent = [
+  $("about").replaceChildren();
+  for (const part of [
     `version ${now.version}`, `slab made ${duration(Math.max(0, now.at - now.created))} ago`,
-    `${now.attached} processes attached`, now.l2 ? `Redis: ${redisText(now.l2)}` : "no Redis",
-  ].join(" · ");
+    now.attached === 1 ? "1 process" : `${now.attached} processes`, now.l2 ? `Redis: ${redisText(now.l2)}` : "no Redis",
+  ]) {
+    element($("about"), "span", {}, part);
+    $("about").append(" ");
+  }
   showTiles(tiles(now, point));
   workerBars.show(workersOf(now));
-  keyBars.show(hottest(new Map([...keys.last, ...keys.found]), MOST_ROWS).map(([name, frequency]) => (
-    { name, share: frequency / 15, text: String(frequency) })));
+  const hot = hottest(new Map([...keys.last, ...keys.found]), MOST_ROWS);
+  keyBars.show(hot.map(([name, frequency]) => ({ name, share: frequency / (hot[0][1] || 1), text: String(frequency) })));
   redraw();
 }
 
