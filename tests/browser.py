@@ -182,9 +182,11 @@ class Page:
     async def text(self) -> str:
         return str(await self.evaluate("document.body.innerText"))
 
-    async def picture(self) -> bytes:
-        """The whole page, as PNG."""
-        told = await self.call("Page.captureScreenshot", captureBeyondViewport=True)
+    async def picture(self, height: int | None = None) -> bytes:
+        """The page, as PNG; of so many lines, or whole."""
+        size = (await self.call("Page.getLayoutMetrics"))["cssContentSize"]
+        clip = {"x": 0, "y": 0, "width": size["width"], "height": height or size["height"], "scale": 1}
+        told = await self.call("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
         return base64.b64decode(told["data"])
 
 

@@ -95,8 +95,8 @@ def _tags(value: object) -> tuple[str, ...]:
     tags = tuple(dict.fromkeys(tag for part in str(value).split(",") if (tag := part.strip())))
     if len(tags) > _MOST_TAGS or not all(map(_is_tag, tags)):
         raise ValueError(
-            f"at most {_MOST_TAGS} tags, separated by commas, each of at most {_LONGEST_TAG} visible ASCII characters, "
-            f"and none that begins with {_NAMESPACES!r}"
+            f"at most {_MOST_TAGS} tags, separated by commas, each of at most {_LONGEST_TAG} printable ASCII "
+            f"characters, and none that begins with {_NAMESPACES!r}"
         )
     return tags
 

@@ -6,12 +6,12 @@ const HEIGHT = 180, LEFT = 58, RIGHT = 14, TOP = 22, BOTTOM = 24;
 
 // ---- numbers for people ----
 
-function compact(value, digits = 3) {
+function compact(value, thousands = 1e4) {
   if (value === 0) return "0";
-  for (const [size, unit] of [[1e12, " T"], [1e9, " G"], [1e6, " M"], [1e4, " k"]]) {
-    if (value >= size) return significant(value / (unit === " k" ? 1e3 : size), digits) + unit;
+  for (const [size, unit] of [[1e12, " T"], [1e9, " G"], [1e6, " M"]]) {
+    if (value >= size) return significant(value / size, 3) + unit;
   }
-  return significant(value, digits);
+  return value >= thousands ? `${significant(value / 1e3, 3)} k` : significant(value, 3);
 }
 
 function significant(value, digits) {
@@ -238,8 +238,8 @@ class BarChart {
       element(this.body, "span", this.isKey ? { class: "name key", title: row.name } : { class: "name" }, row.name);
       const bar = element(element(this.body, "span", { class: `track ${this.ink}` }), "i");
       bar.style.width = `${(row.share * 100).toFixed(1)}%`;
-      const number = element(this.body, "span", { class: "number" }, row.text);
-      if (row.more) element(number, "small", {}, ` ${row.more}`);
+      element(this.body, "span", { class: "number" }, row.text);
+      element(this.body, "span", { class: "number more" }, row.more);
     }
   }
 }

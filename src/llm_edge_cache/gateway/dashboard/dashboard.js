@@ -71,7 +71,7 @@ function pointOf(now) {
 // ---- what is shown ----
 
 const perSecond = (value) => `${compact(value)}/s`;
-const rates = { text: perSecond, tick: (value) => compact(value), scale: linearScale };
+const rates = { text: perSecond, tick: (value) => compact(value, 1e3), scale: linearScale };
 const nowhere = (values) => values.length === 0;
 const zero = (values) => values.every((value) => value === 0);
 const hasL2 = () => has.l2;
@@ -210,7 +210,7 @@ function take(now) {
   showTiles(tiles(now, point));
   workerBars.show(workersOf(now));
   const hot = hottest(new Map([...keys.last, ...keys.found]), MOST_ROWS);
-  keyBars.show(hot.map(([name, frequency]) => ({ name, share: frequency / (hot[0][1] || 1), text: String(frequency) })));
+  keyBars.show(hot.map(([name, frequency]) => ({ name, share: frequency / (hot[0][1] || 1), text: String(frequency), more: "" })));
   redraw();
 }
 
