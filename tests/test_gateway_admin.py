@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import re
@@ -33,7 +34,7 @@ from stand_in_upstream import StandInUpstream
 from worker_servers import Server, wait_until
 
 from llm_edge_cache import SharedSlab
-from llm_edge_cache.cli.serve import _log_config
+from llm_edge_cache.cli import serve
 from llm_edge_cache.errors import SettingsError
 from llm_edge_cache.gateway.access import admin_denial, page_denial
 from llm_edge_cache.gateway.config import CONFIG_VARIABLE, GatewayConfig
@@ -417,6 +418,23 @@ def test_a_configuration_shows_no_token() -> None:
     assert "upstream='http://localhost:1'" in repr(config)
 
 
+def test_serve_takes_the_token_of_its_option_before_that_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    parser = argparse.ArgumentParser()
+    serve.add_parsers(parser.add_subparsers())
+
+    def token_of(*arguments: str) -> str | None:
+        return serve._config_of(
+            parser.parse_args(["serve", "--upstream", "http://localhost:1", *arguments])
+        ).admin_token
+
+    monkeypatch.delenv("LLM_EDGE_CACHE_ADMIN_TOKEN", raising=False)
+    assert (token_of(), token_of("--admin-token", "one")) == (None, "one")
+    monkeypatch.setenv("LLM_EDGE_CACHE_ADMIN_TOKEN", "two")
+    assert (token_of(), token_of("--admin-token", "one")) == ("two", "one")
+    with pytest.raises(SettingsError):
+        token_of("--admin-token", "")
+
+
 # ---- what becomes void ----
 
 
@@ -564,7 +582,7 @@ def test_who_asks_after_it_is_not_given_an_answer_that_began_before(kind: str, g
 def test_serve_logs_what_was_made_void_and_no_secret(tmp_path: Path) -> None:
 
     logging = tmp_path / "logging.json"
-    logging.write_text(json.dumps(_log_config(uvicorn.config.LOGGING_CONFIG)))
+    logging.write_text(json.dumps(serve._log_config(uvicorn.config.LOGGING_CONFIG)))
     with running(tmp_path, admin_token=TOKEN, options=("--log-config", str(logging))) as (gateway,):
         bearer = {"authorization": f"Bearer {TOKEN}"}
         key = str(answer(gateway, "a secret question", authorization="Bearer sk-secret").get("x-cache-key"))

@@ -97,7 +97,7 @@ def look(slab: SharedSlab, *, guests: int = 0) -> Look:
 
 
 def scan_frequencies(slab: SharedSlab, cursor: int) -> tuple[int, dict[bytes, int]]:
-    """Look at the next piece of a slab for how often its keys were asked for; 10 ms of one core at most.
+    """Look at the next piece of a slab for how often its keys were asked for, for 10 ms of one core.
 
     Args:
         slab: which.
@@ -108,10 +108,11 @@ def scan_frequencies(slab: SharedSlab, cursor: int) -> tuple[int, dict[bytes, in
     """
     deadline = time.monotonic() + _SCAN_SECONDS
     found: dict[bytes, int] = {}
-    while cursor != SCAN_END and time.monotonic() < deadline:
+    while True:
         cursor, rows = slab._scan_step(cursor, _SCAN_BUCKETS, b"")
         found.update((key, frequency) for key, _, _, _, frequency in rows)
-    return cursor, found
+        if cursor == SCAN_END or time.monotonic() >= deadline:
+            return cursor, found
 
 
 def largest(frequencies: dict[bytes, int], count: int) -> list[tuple[bytes, int]]:

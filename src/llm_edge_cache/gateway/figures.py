@@ -6,7 +6,6 @@ hot keys goes on.
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from llm_edge_cache.keys import is_tier_key
 from llm_edge_cache.reading import breaker_text, largest, look, scan_frequencies
 from llm_edge_cache.regions import Counter, Histogram, Word
-from llm_edge_cache.series import BUCKET_BOUNDS_NS
+from llm_edge_cache.series import BUCKET_BOUNDS_NS, VERSION
 
 if TYPE_CHECKING:
     from llm_edge_cache.reading import Look
@@ -24,7 +23,6 @@ __all__ = ["figures"]
 
 _KEYS: Final = 32
 _BOUNDS: Final = [bound / 1e9 for bound in BUCKET_BOUNDS_NS]
-_VERSION: Final = importlib.metadata.version("llm-edge-cache")
 
 
 def figures(slab: SharedSlab, cursor: int) -> dict[str, Any]:
@@ -34,13 +32,14 @@ def figures(slab: SharedSlab, cursor: int) -> dict[str, Any]:
         slab: which.
         cursor: where to go on looking for hot keys; `keys.next` of the last answer, or 0.
     """
-    seen, totals = look(slab), slab._mapping.totals()
+    seen = look(slab)
+    totals = seen.totals
     return {
-        "at": time.time(),
+        "at": seen.at,
         "name": slab.name,
-        "version": _VERSION,
+        "version": VERSION,
         "slab": str(totals["created_wall_ns"]),
-        "created": totals["created_wall_ns"] / 1e9,
+        "age": time.time() - totals["created_wall_ns"] / 1e9,
         "worker": os.getpid(),
         "attached": totals["attached_processes"],
         "counters": {counter.name.lower(): seen.counters[counter] for counter in Counter},

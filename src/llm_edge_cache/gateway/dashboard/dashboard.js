@@ -201,7 +201,7 @@ function take(now) {
   $("name").textContent = now.name;
   $("about").replaceChildren();
   for (const part of [
-    `version ${now.version}`, `slab made ${duration(Math.max(0, now.at - now.created))} ago`,
+    `version ${now.version}`, `slab made ${duration(Math.max(0, now.age))} ago`,
     now.attached === 1 ? "1 process" : `${now.attached} processes`, now.l2 ? `Redis: ${redisText(now.l2)}` : "no Redis",
   ]) {
     element($("about"), "span", {}, part);
