@@ -24,6 +24,7 @@ from llm_edge_cache.gateway.bodies import TooLargeError, read_body
 from llm_edge_cache.gateway.config import GatewayConfig
 from llm_edge_cache.gateway.figures import figures
 from llm_edge_cache.gateway.page import dashboard
+from llm_edge_cache.gateway.patience import receive_within
 from llm_edge_cache.gateway.protocols import PROTOCOLS
 from llm_edge_cache.gateway.respond import Receive, Send, send_error, send_whole
 from llm_edge_cache.invalidation import Invalidation, namespace_tag
@@ -136,7 +137,8 @@ class Admin:
         if kind != b"application/json":
             raise _RefusedError(415, "send JSON, with content-type: application/json")
         try:
-            raw = await read_body(receive, _LARGEST, self._patience)
+            first = await receive_within(receive, self._patience)
+            raw = await read_body(receive, first, _LARGEST, self._patience)
         except TooLargeError:
             raise _RefusedError(413, f"the body is larger than {_LARGEST} bytes") from None
         except asyncio.TimeoutError:

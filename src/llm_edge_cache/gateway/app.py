@@ -28,6 +28,7 @@ from llm_edge_cache.gateway.cached import CachedEndpoints
 from llm_edge_cache.gateway.config import CONFIG_VARIABLE, DEFAULT_MEMORY, GatewayConfig
 from llm_edge_cache.gateway.exchange import ExchangeReader
 from llm_edge_cache.gateway.flights import AnswerFlights
+from llm_edge_cache.gateway.patience import receive_within
 from llm_edge_cache.gateway.presence import while_present
 from llm_edge_cache.gateway.protocols import PROTOCOLS, BadRequestError, WireProtocol
 from llm_edge_cache.gateway.respond import Receive, Send, send_error, send_part, send_start, send_whole
@@ -97,9 +98,14 @@ class Gateway:
 
     async def _serve_cached(self, protocol: WireProtocol, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         try:
-            raw = await read_body(receive, self._config.body_limit, self._config.client_timeout)
-            if raw is None:
-                return  # the client is gone
+            config = self._config
+            first = await receive_within(receive, config.client_timeout)
+            raw = first.get("body", b"")
+            if first["type"] != "http.request" or first.get("more_body") or len(raw) > config.body_limit:
+                # Not in every request: a hit feels every coroutine on its way.
+                raw = await read_body(receive, first, config.body_limit, config.client_timeout)
+                if raw is None:
+                    return  # the client is gone
             exchange = self._read(protocol, scope, raw)
         except BadRequestError as error:
             await send_error(send, protocol, error.status, error.message, code=error.code)

@@ -111,12 +111,16 @@ class AnswerFlights:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _start(self, filling: Any, broadcast: Broadcast, patience: float) -> asyncio.Task[None]:
-        """Fill a broadcast; once its last client has left, for at most so many seconds more."""
+        """Fill a broadcast; once the last client of any worker has left, for at most so many seconds more."""
         loop = asyncio.get_running_loop()
         task: asyncio.Task[None] = loop.create_task(self._guard(filling, broadcast))
 
         def give_up() -> None:
-            if broadcast.readers == 0:  # nobody has joined meanwhile
+            if task.done() or broadcast.readers:  # somebody has joined meanwhile
+                return
+            if broadcast.is_read_elsewhere():
+                loop.call_later(max(patience, _WAIT_SECONDS), give_up)
+            else:
                 task.cancel()
 
         def wait_for_others() -> None:
@@ -204,9 +208,13 @@ class AnswerFlights:
         waiters, reader = self._engine.waiters, LogReader(self._engine.slab, flight.token)
         progress, started = 0, time.monotonic_ns()
         try:
+            # 1 the leader's client leaves  2 we begin to follow  3 the leader gives up, and asks before whether we do.
+            reader.mark()
             while (state := await waiters.wait(flight.record, flight.token, _WAIT_SECONDS, progress=progress)) >= 0:
                 self._take(reader, key, broadcast, state)
                 progress = state
+                if broadcast.readers:
+                    reader.mark()
             end = reader.end()
             if end is not None:
                 self._take_last(reader, key, broadcast, end)
@@ -243,6 +251,7 @@ class AnswerFlights:
     ) -> None:
         begun = self._engine.core.begin(exchange.key)
         log = LogWriter(self._engine.slab, lead.record, lead.token)
+        broadcast.is_read_elsewhere = log.is_read
         end, is_kept = End("aborted"), False
         self._engine.slab._count(Counter.COMPUTATIONS)
         try:
