@@ -2,7 +2,7 @@
 // Charts, drawn as SVG into whatever width there is. They know of points in time and of numbers, not of caches.
 
 const SVG = "http://www.w3.org/2000/svg";
-const HEIGHT = 180, LEFT = 58, RIGHT = 14, TOP = 22, BOTTOM = 24;
+const HEIGHT = 182, LEFT = 58, RIGHT = 14, TOP = 22, BOTTOM = 26;
 
 // ---- numbers for people ----
 
@@ -160,7 +160,7 @@ class TimeChart {
       const x = Math.round(this.x(time)) + 0.5;
       element(this.svg, "line", { class: "axis", x1: x, x2: x, y1: bottom, y2: bottom + 4 });
       const anchor = x > right - 26 ? "end" : "middle";
-      element(this.svg, "text", { x: anchor === "end" ? right + RIGHT : x, y: bottom + 17, "text-anchor": anchor }, clock(time, step < 60));
+      element(this.svg, "text", { x: anchor === "end" ? right + RIGHT : x, y: bottom + 20, "text-anchor": anchor }, clock(time, step < 60));
     }
   }
 
