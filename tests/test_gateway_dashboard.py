@@ -332,6 +332,21 @@ def test_another_slab_under_the_name_begins_anew(tmp_path: Path) -> None:
         run(steps)
 
 
+def test_answers_that_are_slow_to_come_make_no_nonsense(watched: Gateway) -> None:
+    """1 the gateway is stopped for longer than a rate is taken over  2 the next answer is all there is of that time."""
+
+    async def steps(browser: Browser) -> None:
+        page = await browser.open(f"{watched.url}/dashboard")
+        await page.wait_for("past.length > 0")
+        await page.evaluate("(() => { const last = lately[lately.length - 1];"
+                            "take({...last, at: last.at + 9}); return true; })()")  # fmt: skip
+        assert await page.evaluate("past.every((point) => !Object.values(point).some(Number.isNaN))")
+        assert "NaN" not in await page.text()
+        is_clean(page, watched)
+
+    run(steps)
+
+
 # ---- with a token ----
 
 

@@ -40,9 +40,10 @@ function redisErrors(answer) {
   return Object.entries(answer.counters).reduce((sum, [name, count]) => sum + (name.startsWith("l2_error_") ? count : 0), 0);
 }
 
+// The answer of so many seconds ago; the one before the last, where answers are slow to come.
 function back(seconds) {
-  const until = lately[lately.length - 1].at;
-  return lately.find((answer) => until - answer.at <= seconds + 0.5);
+  const before = lately.slice(0, -1), until = lately[lately.length - 1].at;
+  return before.find((answer) => until - answer.at <= seconds + 0.5) || before[before.length - 1];
 }
 
 function pointOf(now) {
@@ -145,6 +146,7 @@ function showTiles(rows) {
 }
 
 function workersOf(now) {
+  if (lately.length < 2) return [];
   const far = back(RATIOS_OVER), before = new Map(far.workers.map((worker) => [worker.pid, worker.lookups]));
   const found = now.workers.filter((worker) => before.has(worker.pid))
     .map((worker) => ({ pid: worker.pid, count: Math.max(0, worker.lookups - before.get(worker.pid)) }))
