@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from llm_edge_cache.errors import SettingsError
-from llm_edge_cache.settings import L1Config, L2Config
+from llm_edge_cache.settings import VISIBLE, L1Config, L2Config, is_token
 from llm_edge_cache.slabconfig import MiB
 
 __all__ = ["CONFIG_VARIABLE", "DEFAULT_MEMORY", "GatewayConfig"]
@@ -19,13 +19,16 @@ DEFAULT_MEMORY: Final = 256 * MiB
 """Of a slab that a gateway has to make."""
 
 _SCHEMES: Final = ("http", "https")
+_SECRETS: Final = ("admin_token", "metrics_token")
 
 
 class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     """One gateway: what it stands in front of, what it keeps, and its limits. Times in seconds, sizes in bytes.
 
+    Its repr shows no token.
+
     Raises:
-        SettingsError: the upstream is no URL of a server.
+        SettingsError: the upstream is no URL of a server, or a token is none that a header can carry.
     """
 
     upstream: str
@@ -44,7 +47,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     stale_if_error: float = 0.0
     """How long beyond its life an answer may stand in for a failing upstream. 0: not at all."""
     obey_controls: frozenset[str] = frozenset(
-        {"off", "no-cache", "no-store", "max-age", "only-if-cached", "stale-if-error", "ttl", "namespace"}
+        {"off", "no-cache", "no-store", "max-age", "only-if-cached", "stale-if-error", "ttl", "namespace", "tags"}
     )
     """What callers may ask of the cache."""
     keep_cut_answers: bool = False
@@ -66,17 +69,30 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds between the events of a stream that is answered from the cache; 0: all at once."""
     metrics_token: str | None = None
     """What /metrics wants as a bearer token; None: nothing."""
+    admin_token: str | None = None
+    """What the dashboard's figures and the admin calls want as a bearer token; None: they answer this host alone."""
     show_workers: bool = False
     """Tell in headers which worker answered and which had stored the answer; for demonstrations."""
 
     def __post_init__(self) -> None:
-        """Refuse an upstream that is none."""
+        """Refuse an upstream that is none, and tokens."""
         parts = urllib.parse.urlsplit(self.upstream)
         if parts.scheme not in _SCHEMES or not parts.hostname or parts.query or parts.fragment:
             raise SettingsError(
                 f"upstream={_without_user(parts)!r} is not allowed: it must be http:// or https:// and a host, "
                 "with nothing after the path"
             )
+
+        for field in _SECRETS:
+            token = getattr(self, field)
+            if token is not None and not is_token(token):
+                raise SettingsError(f"{field} is not allowed: it must be {VISIBLE}")
+
+    def __repr__(self) -> str:
+        """Show everything but the tokens."""
+        shown = {field: getattr(self, field) for field in self.__struct_fields__}
+        shown.update((field, "***") for field in _SECRETS if shown[field] is not None)
+        return f"GatewayConfig({', '.join(f'{field}={value!r}' for field, value in shown.items())})"
 
     @property
     def base(self) -> str:
