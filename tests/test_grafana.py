@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from documents import anchors
-from gateway_servers import CHAT, request, question, run_gateway
+from gateway_servers import CHAT, question, request, run_gateway
 from promql_checker import Scrape, problems, read_scrape, result_labels, selectors
 from redis_servers import RedisServer
 from stand_in_upstream import AT_ONCE, StandInUpstream
