@@ -116,7 +116,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="little work: shows that it runs, not how fast")
     parser.add_argument(
-        "--json", type=Path, default=RESULTS / "bench-adapters.json", help="result file (default: %(default)s)"
+        "--json", type=Path, default=RESULTS / "adapters.json", help="result file (default: %(default)s)"
     )
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--core", type=int, default=1)

@@ -279,7 +279,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="little work: shows that it runs, not how fast")
     parser.add_argument(
-        "--json", type=Path, default=RESULTS / "bench-manager.json", help="result file (default: %(default)s)"
+        "--json", type=Path, default=RESULTS / "manager.json", help="result file (default: %(default)s)"
     )
     parser.add_argument(
         "--rounds", type=int, default=300, help="at least 7; short ones, so that most are not interrupted"

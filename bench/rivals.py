@@ -139,8 +139,9 @@ class Lmdb(Contestant):
     name = "lmdb"
 
     def __init__(self, max_entries: int, value_bytes: int) -> None:
+        lmdb = importlib.import_module("lmdb")  # before anything is made that would stay where it is missing
         self._folder = tempfile.mkdtemp(prefix="bench-lmdb-", dir=SHM)
-        self._environment: Any = importlib.import_module("lmdb").open(
+        self._environment: Any = lmdb.open(
             self._folder,
             map_size=64 * MiB + 4 * max_entries * (value_bytes + 4096),
             writemap=True,
@@ -179,10 +180,9 @@ class DiskCache(Contestant):
     calls = 5_000
 
     def __init__(self, max_entries: int, value_bytes: int) -> None:
+        diskcache = importlib.import_module("diskcache")
         self._folder = tempfile.mkdtemp(prefix="bench-diskcache-", dir=SHM)
-        self._cache: Any = importlib.import_module("diskcache").Cache(
-            self._folder, size_limit=64 * MiB + 4 * max_entries * (value_bytes + 4096)
-        )
+        self._cache: Any = diskcache.Cache(self._folder, size_limit=64 * MiB + 4 * max_entries * (value_bytes + 4096))
 
     def fill(self, items: Iterable[tuple[Any, bytes]]) -> None:
         with self._cache.transact():

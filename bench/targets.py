@@ -75,7 +75,7 @@ def bars_of(times: Times, counts: MetricsSnapshot) -> list[Bar]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="little work: shows that it runs, not how fast")
-    parser.add_argument("--json", type=Path, default=RESULTS / "bench-targets.json")
+    parser.add_argument("--json", type=Path, default=RESULTS / "targets.json")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     provenance = Provenance(arguments.seed, ("msgspec", "redis", "hiredis"))

@@ -225,10 +225,10 @@ def main() -> None:
         word_delay=given.word_delay,
     )
     recordings = load_recordings(given.recordings) if given.recordings else None
-    with StandInUpstream(settings, recordings, given.port) as upstream:
+    # Also while it prints: whoever reads the line may interrupt at once.
+    with contextlib.suppress(KeyboardInterrupt), StandInUpstream(settings, recordings, given.port) as upstream:
         print(f"a stand-in provider at {upstream.url}", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            threading.Event().wait()
+        threading.Event().wait()
 
 
 if __name__ == "__main__":

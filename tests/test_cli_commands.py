@@ -17,10 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis_servers import RedisServer, wait_for
 
-from llm_edge_cache import CacheableRequest, CachedResponse, L1Config, SharedSlab, SlabConfig, SyncCacheManager, naming
+from llm_edge_cache import (
+    CacheableRequest,
+    CachedResponse,
+    L1Config,
+    L2Config,
+    SharedSlab,
+    SlabConfig,
+    SyncCacheManager,
+    naming,
+)
 from llm_edge_cache.cli.main import main
+from llm_edge_cache.invalidation import namespace_tag
 from llm_edge_cache.keys import tier_key
+from llm_edge_cache.regions import Word
 
 MiB = 1 << 20
 ALL = ("stats", "top", "scan", "check", "get", "delete", "clear", "unlink", "snapshot", "restore", "explain")
@@ -147,7 +159,7 @@ def test_delete_deletes_and_says_what_was_not_there(slab: SharedSlab, run: Any) 
     slab.set_many({b"a": b"1", b"b": b"2"})
     ran = run("delete", "a", "absent")
     assert (ran.code, ran.out) == (1, "deleted 1 of 2\nwas not there: absent\n")
-    assert run("delete", "b", "--json").json == {"deleted": 1, "absent": []}
+    assert run("delete", "b", "--json").json == {"deleted": 1, "absent": [], "tags": [], "redis": None}
     assert len(slab) == 0
 
 
@@ -157,6 +169,85 @@ def test_clear_and_unlink(slab: SharedSlab, run: Any) -> None:
     assert len(slab) == 0
     assert run("unlink", "--json").json["memory_bytes"] == slab.config.memory_bytes
     assert not SharedSlab.exists(slab.name)
+
+
+def test_delete_by_tag_and_by_namespace_leaves_the_rest(slab: SharedSlab, run: Any) -> None:
+    with SyncCacheManager(slab=slab) as manager:
+        for prompt, tags in (("a", ["greeting"]), ("b", [namespace_tag("tenant")]), ("c", ["else"])):
+            manager.store(CacheableRequest("model-1", prompt), CachedResponse(prompt, "model-1"), tags=tags)
+        ran = run("delete", "--tag", "greeting", "--namespace", "tenant")
+        assert (ran.code, ran.out) == (
+            0,
+            "void: everything tagged greeting\nvoid: everything tagged namespace:tenant\n",
+        )
+        assert [manager.lookup(CacheableRequest("model-1", prompt)).is_hit for prompt in "abc"] == [False, False, True]
+
+
+def test_what_is_deleted_with_a_redis_behind_is_void_on_every_host(
+    name: str, run: Any, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next look-up would bring it back from there."""
+    requests = [CacheableRequest("model-1", prompt) for prompt in "abcd"]
+    monkeypatch.setenv("LLM_EDGE_CACHE_REDIS_URL", redis_server.url)
+    monkeypatch.setenv("LLM_EDGE_CACHE_KEY_PREFIX", f"{name}:")
+    l2 = L2Config(redis_server.url, key_prefix=f"{name}:", operation_timeout_ms=5000)
+    other = L1Config(name=f"{name}-other")
+    try:
+        with SyncCacheManager(L1Config(name=name), l2) as here, SyncCacheManager(other, l2) as there:
+            for request, tags in zip(requests, (["t"], [], [], []), strict=True):
+                here.get_or_compute(request, lambda: CachedResponse("old", "model-1"), tags=tags)
+                wait_for(lambda request=request: there.lookup(request).is_hit, "the other host has it")
+
+            assert run("delete", tier_key(requests[1]).decode(), "--json").json["redis"] == "void"
+            wait_for(lambda: not there.lookup(requests[1]).is_hit, "the key is void there")
+            assert not here.lookup(requests[1]).is_hit
+            assert run("delete", "--tag", "t").out == "void: everything tagged t\nvoid in Redis and on every host\n"
+            wait_for(lambda: not there.lookup(requests[0]).is_hit, "the tag is void there")
+            assert not here.lookup(requests[0]).is_hit
+            assert there.lookup(requests[2]).is_hit
+            assert run("clear").out.endswith("entries deleted\nvoid in Redis and on every host\n")
+            wait_for(lambda: not there.lookup(requests[2]).is_hit, "all is void there")
+            assert not any(here.lookup(request).is_hit for request in requests)
+    finally:
+        SharedSlab.attach(other.name).unlink()
+
+
+def test_deleting_reaches_the_redis_of_the_application_or_none(
+    name: str, run: Any, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LLM_EDGE_CACHE_REDIS_URL", raising=False)
+    request, l2 = CacheableRequest("model-1", "a"), L2Config(redis_server.url, key_prefix=f"{name}:")
+    with SyncCacheManager(L1Config(name=name), l2) as manager:
+        manager.store(request, CachedResponse("x", "model-1"))
+        words = [manager.slab._word(word) for word in (Word.FOLLOWED, Word.CURSOR)]
+        for command in (["clear"], ["delete", tier_key(request).decode()], ["delete", "--tag", "t"]):
+            ran = run(*command)
+            assert ran.code == 2
+            assert "has a Redis behind it, which would give back what is deleted here" in ran.err
+            ran = run(*command, "--redis-url", "redis://:secret@127.0.0.1:1/0")
+            assert ran.code == 2
+            assert "has another Redis behind it than the one named here" in ran.err
+            assert "secret" not in ran.err
+        assert manager.lookup(request).is_hit
+        assert [manager.slab._word(word) for word in (Word.FOLLOWED, Word.CURSOR)] == words
+        assert run("delete", tier_key(request).decode(), "--l1-only").out == "deleted 1 of 1\n"
+        assert run("clear", "--l1-only").code == 0
+
+
+def test_what_is_deleted_while_redis_is_away_is_carried_there_later(
+    name: str, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = CacheableRequest("model-1", "a")
+    with RedisServer() as server:
+        monkeypatch.setenv("LLM_EDGE_CACHE_REDIS_URL", server.url)
+        l2 = L2Config(server.url, operation_timeout_ms=5000)
+        with SyncCacheManager(L1Config(name=name), l2) as manager:
+            manager.get_or_compute(request, lambda: CachedResponse("old", "model-1"))
+            wait_for(lambda: server.ask("EXISTS", f"llm_cache:{tier_key(request).decode()}"), "it is in Redis")
+            server.kill()
+            ran = run("delete", tier_key(request).decode())
+            assert (ran.code, ran.out) == (0, "deleted 1 of 1\nRedis is away: it will be told when it is back\n")
+            assert not manager.lookup(request).is_hit
 
 
 @pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("yes\n", 0), ("n\n", 1), ("\n", 1), ("", 1)])

@@ -66,7 +66,7 @@ def test_what_an_invalidation_overtook_is_refused_and_counted(host: HostParts) -
 
 def test_an_old_write_is_not_sent_unless_it_holds_a_lease(host: HostParts) -> None:
     hour_ago = time.monotonic_ns() - 3600 * 10**9
-    host.client.run(Script(CLAIM, host.tier.names.value(KEY), (LEASE, 10_000, b"")))
+    host.client.run(Script(CLAIM, host.tier.names.value(KEY), (LEASE, 5_000, b"", b"")))
     send(host, write(host, key_of("other"), began_ns=hour_ago), write(host, began_ns=hour_ago, lease=LEASE))
     assert not stored(host, key_of("other"))
     assert stored(host)
@@ -88,7 +88,7 @@ def test_what_redis_did_not_answer_is_dropped_and_counted(host: HostParts) -> No
 
 
 def test_a_lease_is_released(host: HostParts) -> None:
-    host.client.run(Script(CLAIM, host.tier.names.value(KEY), (LEASE, 10_000, b"")))
+    host.client.run(Script(CLAIM, host.tier.names.value(KEY), (LEASE, 5_000, b"", b"")))
     send(host, Release(KEY, LEASE))
     assert host.client.run(Call((b"EXISTS", host.tier.names.value(KEY)))) == 0
 

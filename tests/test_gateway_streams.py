@@ -354,6 +354,51 @@ def test_an_answer_without_readers_is_given_up_after_the_limit(
     asyncio.run(asyncio.wait_for(leaving, PATIENCE_SECONDS))
 
 
+def test_an_answer_that_a_client_of_another_worker_reads_is_not_given_up(
+    hasty: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit of this gateway is half a second; a mark of who reads lasts three."""
+    body = question("who else waits?", stream=True)
+    hasty.upstream.provider.settings = StandInSettings(words=60, first_delay=0.0, word_delay=0.1, jitter=0.0)
+    under_way = UnderWay(hasty, monkeypatch)
+
+    async def main() -> None:
+        async with connections_by_worker(hasty) as connections:
+            [lead], [other] = connections.values()
+            leader = Reading(lead, CHAT, body)
+            await until(leader.has_part)
+            follower = Reading(other, CHAT, body)
+            await until(follower.has_part)
+            lead.writer.transport.abort()
+            reply = await follower.end()
+            await leader.task
+        assert hasty.calls_of(CHAT, body) == 1
+        assert (reply.is_whole, last_error(CHAT, reply), reply.cache) == (True, None, "COALESCED")
+        assert reply.body.endswith(b"data: [DONE]\n\n")
+
+    asyncio.run(asyncio.wait_for(main(), PATIENCE_SECONDS))
+    assert under_way.count == 0
+
+
+def test_an_answer_whose_reader_in_another_worker_left_is_given_up_too(
+    hasty: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = question("does nobody else wait?", stream=True)
+    hasty.upstream.provider.settings = StandInSettings(words=10_000, first_delay=0.0, word_delay=0.05, jitter=0.0)
+    under_way = UnderWay(hasty, monkeypatch)
+
+    async def main() -> None:
+        async with connections_by_worker(hasty) as connections:
+            readings = [Reading(connection, CHAT, body) for [connection] in connections.values()]
+            await until(lambda: all(reading.has_part() for reading in readings))
+            for reading in readings:
+                reading.connection.writer.transport.abort()
+                await reading.task
+            await until(lambda: under_way.count == 0)
+
+    asyncio.run(asyncio.wait_for(main(), PATIENCE_SECONDS))
+
+
 @pytest.mark.parametrize("path", [RESPONSES, "/v1/passed"])
 def test_what_would_not_be_stored_is_given_up_at_once(
     path: str, gateway: Gateway, monkeypatch: pytest.MonkeyPatch

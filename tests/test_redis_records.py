@@ -53,8 +53,12 @@ class Record:
         stored: int = self.run(WRITE, at(begin), lease, life, entry)
         return stored
 
-    def claim(self, token: bytes = ME, *, lease: int = LONG, void: bytes = b"") -> Any:
-        return self.run(CLAIM, token, lease, void)
+    def claim(self, token: bytes = ME, *, lease: int = LONG, void: bytes = b"", stale: bytes = b"") -> Any:
+        return self.run(CLAIM, token, lease, void or stale, b"stale" if stale else b"")
+
+    def claim_stale(self, token: bytes = ME, *, lease: int = LONG) -> None:
+        """Lease what is there and stale."""
+        assert self.claim(token, lease=lease, stale=self.ask("GET")[:IDENTITY_BYTES]) == 1
 
     def tombstone(self, number: int, life: int = LONG) -> int:
         placed: int = self.run(TOMBSTONE, at(number), life)
@@ -118,12 +122,15 @@ def test_a_value_is_parsed_into_when_it_began_and_its_entry() -> None:
     assert value == (77, ENTRY)
 
 
-@pytest.mark.parametrize("nothing", [None, b"X" + at(1), b"L" + at(1) + ME + b"0" * 13])
+LEASE = b"L" + at(1) + ME + b"0" * 13
+
+
+@pytest.mark.parametrize("nothing", [None, b"X" + at(1), LEASE, LEASE + b"V" + at(1) + NO_GUARD + b"\n\x00"])
 def test_tombstones_and_leases_are_no_values(nothing: bytes | None) -> None:
     assert parse_value(nothing) is None
 
 
-@pytest.mark.parametrize("garbage", [b"", b"?", b"Vnot a number....", b"hello"])
+@pytest.mark.parametrize("garbage", [b"", b"?", b"Vnot a number....", b"hello", LEASE + b"?"])
 def test_what_is_none_of_ours_is_said_to_be(garbage: bytes) -> None:
     with pytest.raises(ValueError, match=r"unknown kind|invalid literal"):
         parse_value(garbage)
@@ -269,6 +276,81 @@ def test_a_lease_over_a_value_keeps_what_the_value_kept(record: Record) -> None:
     record.write(8)
     record.claim(ME, lease=10, void=record.ask("GET")[:IDENTITY_BYTES])
     assert 8_000 < record.life <= LONG
+
+
+# ---- a stale value behind a lease ----
+
+
+@pytest.fixture
+def stale(record: Record) -> bytes:
+    """The record of a value that began at 8, under a tombstone of 7."""
+    record.tombstone(7, life=LONG)
+    record.write(8, life=1000)
+    return bytes(record.ask("GET"))
+
+
+def test_a_stale_value_stays_behind_the_lease_and_whoever_waits_gets_it_once(record: Record, stale: bytes) -> None:
+    record.claim_stale(lease=5000)
+    left, behind = record.claim(OTHER)
+    assert -5000 <= left < 0
+    assert behind == stale
+    assert -5000 <= record.claim(OTHER, stale=behind[:IDENTITY_BYTES]) < 0
+    assert (record.floor, parse_value(record.ask("GET"))) == (at(8), None)
+
+
+def test_a_lease_that_is_given_up_leaves_the_stale_value_as_it_was(record: Record, stale: bytes) -> None:
+    before = record.life
+    record.claim_stale()
+    assert record.run(RENEW, ME, LONG) == 1
+    assert record.run(RELEASE, ME) == 1
+    assert record.ask("GET") == stale
+    assert before - 5000 < record.life <= LONG
+
+
+def test_a_lapsed_lease_hands_the_stale_value_on(record: Record, stale: bytes) -> None:
+    record.claim_stale(OTHER, lease=1)
+    time.sleep(0.005)
+    assert record.claim() == stale
+    assert record.claim(stale=stale[:IDENTITY_BYTES]) == 1
+    assert record.run(RELEASE, ME) == 1
+    assert record.ask("GET") == stale
+
+
+def test_a_value_behind_a_lapsed_lease_that_is_void_goes(record: Record, stale: bytes) -> None:
+    record.claim_stale(OTHER, lease=1)
+    time.sleep(0.005)
+    assert record.claim(void=stale[:IDENTITY_BYTES]) == 1
+    assert record.run(RELEASE, ME) == 1
+    assert record.kind == b"X"
+
+
+def test_an_invalidation_takes_the_value_behind_a_lease_too(record: Record, stale: bytes) -> None:
+    record.claim_stale()
+    assert record.tombstone(9) == 1
+    assert record.ask("GET") == b"X" + at(9)
+    assert record.run(RELEASE, ME) == 0
+
+
+def test_an_older_tombstone_leaves_the_value_behind_a_lease_which_then_refuses_in_its_place(record: Record) -> None:
+    record.write(8, life=1000)
+    record.claim_stale()
+    assert record.tombstone(7, life=LONG) == 0
+    assert record.run(RELEASE, ME) == 1
+    assert parse_value(record.ask("GET")) == (8, ENTRY)
+    assert 8_000 < record.life <= LONG
+    record.write(8, life=1)
+    time.sleep(0.005)
+    assert record.write(6) == 0
+
+
+@pytest.mark.parametrize("lease", [b"", ME])
+def test_what_replaces_a_lease_goes_on_refusing_what_the_value_behind_it_refused(
+    record: Record, stale: bytes, lease: bytes
+) -> None:
+    record.claim_stale()
+    assert record.write(9, lease=lease, life=1) == 1
+    assert 8_000 < record.life <= LONG
+    assert record.write(8) == 0
 
 
 # ---- renewing and releasing ----

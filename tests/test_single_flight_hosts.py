@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from callers import (
 from fault_proxy import FaultProxy
 from redis_servers import RedisServer
 
-from llm_edge_cache import CacheManager, L1Config, L2Config, SharedSlab, engine, upkeep
+from llm_edge_cache import CacheManager, L1Config, L2Config, SharedSlab, fetch, upkeep
 from llm_edge_cache.keys import tier_key
 from llm_edge_cache.regions import Counter
 
@@ -138,6 +139,46 @@ def test_a_failure_gives_the_lease_up_and_the_other_host_tries(
         assert contents(others.result(LIVENESS)) == {f"answer of {there.pid}"}
 
 
+SOON = 0.05  # seconds
+OLD = Provider(Path(os.devnull), content="old")
+
+
+def test_a_failed_computation_leaves_the_stale_value_for_the_other_host(
+    kind: str, hosts: tuple[L1Config, L1Config], l2: L2Config, shut: Provider
+) -> None:
+    options = {"l1_ttl": SOON, "l2_ttl": SOON, "stale_if_error": 600.0}
+    with two_hosts(kind, hosts, l2) as ((here,), (there,)):
+        contents(here.call(OLD, **options).result(LIVENESS))
+        wait_until(lambda: sums(hosts[0])[Counter.L2_WRITES] == 1, "it is in Redis")
+        time.sleep(SOON)
+        failing = here.call(shut._replace(error="no credit"), **options)
+        shut.wait_called()
+        others = there.call(shut._replace(error="no credit"), **options)
+        wait_polling(hosts[1], shut)
+        shut.open()
+        assert contents(failing.result(LIVENESS), others.result(LIVENESS)) == {"old"}
+    assert len(shut.calls()) == 2
+
+
+def test_a_stale_value_is_served_while_another_host_computes_it_anew(
+    kind: str, hosts: tuple[L1Config, L1Config], l2: L2Config, shut: Provider
+) -> None:
+    options = {"l1_ttl": SOON, "l2_ttl": SOON, "stale_while_revalidate": 600.0}
+    with two_hosts(kind, hosts, l2) as ((here,), (there,)):
+        contents(here.call(OLD, **options).result(LIVENESS))
+        wait_until(lambda: sums(hosts[0])[Counter.L2_WRITES] == 1, "it is in Redis")
+        time.sleep(SOON)
+        assert contents(here.call(shut, **options).result(LIVENESS)) == {"old"}
+        shut.wait_called()
+        assert contents(there.call(shut, **options).result(LIVENESS)) == {"old"}
+        shut.open()
+        # The other's revalidation waits for the lease, and finds what was computed under it.
+        new = f"answer of {here.pid}"
+        wait_until(lambda: there.do("lookup", request()).is_hit, "the new answer is there")
+        assert there.do("lookup", request()).response.content == new
+    assert len(shut.calls()) == 1
+
+
 def test_an_owner_stopped_past_its_lease_answers_its_callers_and_stores_nothing_in_either_tier(
     hosts: tuple[L1Config, L1Config], l2: L2Config, shut: Provider, tmp_path: Path
 ) -> None:
@@ -184,7 +225,7 @@ def test_an_owner_whose_lease_redis_forgot_stores_its_answer_all_the_same(
     shut: Provider,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for module in (engine, upkeep):  # the worker takes its lease for run out before it is
+    for module in (fetch, upkeep):  # the worker takes its lease for run out before it is
         monkeypatch.setattr(module, "LEASE_MS", 0)
     with crew("threads", 1, hosts[0], l2) as (owner,), redis_server.client() as client:
         own = owner.call(shut)

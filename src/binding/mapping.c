@@ -53,6 +53,10 @@ void mapping_reidentify(MappingObject *mapping)
 #endif
 }
 
+#if PY_VERSION_HEX < 0x030D0000
+#define Py_IsFinalizing _Py_IsFinalizing
+#endif
+
 /* owner.close(): unmaps. What it raises can reach nobody. */
 static void owner_close(PyObject *owner)
 {
@@ -80,8 +84,12 @@ static void mapping_dealloc(PyObject *self)
     /* A forked child that never used the mapping must not give its parent's record back. */
     if (mapping->is_attached && atomic_load(&mapping->forks) == atomic_load(&binding_forks)) lec_detach(&mapping->handle);
     if (mapping->buffer.obj) PyBuffer_Release(&mapping->buffer);
-    if (mapping->owner) owner_close(mapping->owner);
-    Py_CLEAR(mapping->owner);
+    /* At the interpreter's end the modules whose functions close() would call may be gone; then the process's end
+       unmaps, and the owner is not let go of either, since its finalizer does the same. */
+    if (mapping->owner && !Py_IsFinalizing()) {
+        owner_close(mapping->owner);
+        Py_CLEAR(mapping->owner);
+    }
     type->tp_free(self);
     Py_DECREF(type);
 }
@@ -138,6 +146,7 @@ static PyMethodDef mapping_methods[] = {
     {"attached", mapping_attached, METH_NOARGS, PyDoc_STR("Live attached processes, this one included.")},
     {"retire", mapping_retire, METH_O, PyDoc_STR("Tell every process to attach again by name; reason is nonzero.")},
     {"totals", mapping_totals, METH_NOARGS, PyDoc_STR("A dict of the host-wide sums.")},
+    {"samples", mapping_samples, METH_O, PyDoc_STR("samples(shard) -> (shards, entries, units, threshold, first, begun, marks, events) of this one; no lock.")},
     {"processes", mapping_processes, METH_NOARGS, PyDoc_STR("(pid, is alive, hits, misses) of each process record in use.")},
     {0},
 };

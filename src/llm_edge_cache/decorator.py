@@ -27,9 +27,9 @@ from llm_edge_cache.callkeys import call_key, name_of
 from llm_edge_cache.codec import UNREADABLE, Entry
 from llm_edge_cache.core import Begun, Look
 from llm_edge_cache.effects import Steps
-from llm_edge_cache.engine import FetchOptions
 from llm_edge_cache.errors import CacheError
 from llm_edge_cache.faces import Faces
+from llm_edge_cache.fetch import FetchOptions
 from llm_edge_cache.flight import Lead
 from llm_edge_cache.invalidation import Invalidation, tags_of
 from llm_edge_cache.manager import CacheManager
@@ -152,7 +152,7 @@ class _Results:
         """A quick look at L1: returns the result if nothing is to be asked about it, else _OTHER."""
         core, slab = self.faces.engine.core, self.faces.engine.slab
         get, word, record, read, trusted_ns = slab.get, slab._word, slab._record, self._read, core.trusted_ns
-        clock, wall, hits = time.monotonic_ns, time.time, self.hits
+        clock, hits = time.monotonic_ns, self.hits
 
         def look(key: bytes) -> Any:
             start = clock()
@@ -163,9 +163,9 @@ class _Results:
                 entry = read(data)
             except UNREADABLE:
                 return _OTHER
-            expires_at = entry.expires_at
-            if entry.generations or entry.is_negative or (expires_at is not None and expires_at <= wall()):
+            if entry.generations or entry.is_negative:
                 return _OTHER
+            # No look at expires_at: no result is kept in L1 for longer than it is valid, since none is served stale.
             record(_L1_HITS, _L1_TIMES, start, _TIME_SAVED, entry.microseconds)
             next(hits)
             return entry.response.raw
@@ -209,7 +209,7 @@ class _Results:
     def keep(self, key: bytes, begun: Begun, response: CachedResponse, options: FetchOptions) -> None:
         """Store a result that was computed beside all flights."""
         microseconds = (time.monotonic_ns() - begun.began_ns) // 1000
-        self.faces.engine.keep(Lead(key, -1, 0), begun, Entry(response, microseconds=microseconds), options)
+        self.faces.engine.fetching.keep(Lead(key, -1, 0), begun, Entry(response, microseconds=microseconds), options)
 
     def invalidation(self, key: bytes) -> Steps[None]:
         """Make a result void."""

@@ -14,16 +14,16 @@ import msgspec
 
 from llm_edge_cache.core import Begun, Look
 from llm_edge_cache.effects import AsyncWorld, Steps, WaitForFlight, perform_async
-from llm_edge_cache.engine import DEFAULT_L1, Engine, FetchOptions, seconds_to_wait
+from llm_edge_cache.engine import Engine, seconds_to_wait
 from llm_edge_cache.errors import ComputeError
+from llm_edge_cache.fetch import FetchOptions
 from llm_edge_cache.invalidation import Invalidation, key_invalidation, tag_invalidation, tags_of
 from llm_edge_cache.keys import tier_key
-from llm_edge_cache.lookup import CacheHealthStatus, L1Hit, LookupResult, MetricsSnapshot, Served
+from llm_edge_cache.lookup import CacheHealthStatus, L1Hit, LookupResult, Served
+from llm_edge_cache.manager_base import ManagerBase
 from llm_edge_cache.model import CacheableRequest, CachedResponse
 from llm_edge_cache.redis_client import AsyncRedisClient, Call, RedisTrouble
 from llm_edge_cache.regions import Counter, Word
-from llm_edge_cache.settings import L1Config, L2Config
-from llm_edge_cache.slab import SharedSlab
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -53,7 +53,7 @@ class _Loop:
         self.tasks: Final[set[asyncio.Task[Any]]] = set()
 
 
-class CacheManager:
+class CacheManager(ManagerBase):
     """L1 in shared memory, L2 in Redis, and one computation per key across all workers and hosts.
 
     Use it with ``async with``, or ``await open()`` and ``await aclose()``. Trouble with Redis is never raised from
@@ -69,22 +69,8 @@ class CacheManager:
         SlabError: The slab cannot be had; see SharedSlab.
     """
 
-    def __init__(
-        self, l1: L1Config = DEFAULT_L1, l2: L2Config | None = None, *, slab: SharedSlab | None = None
-    ) -> None:
-        self._use(Engine(l1, l2, slab))
-
-    @classmethod
-    def over(cls, engine: Engine) -> Self:
-        """Return another face of a cache that is open in this process; to close either is to close both."""
-        manager = cls.__new__(cls)
-        manager._use(engine)
-        return manager
-
     def _use(self, engine: Engine) -> None:
-        self._engine = engine
-        self._core = engine.core
-        self._look = engine.core.look
+        super()._use(engine)
         self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Loop] = weakref.WeakKeyDictionary()
 
     # ---- life ----
@@ -245,14 +231,6 @@ class CacheManager:
                 is_healthy = True
         return self._engine.health(is_healthy)
 
-    def metrics_snapshot(self) -> MetricsSnapshot:
-        """Return the counts of all processes of this host."""
-        return self._engine.snapshot()
-
-    def l1_entry_count(self) -> int:
-        """Return how many entries L1 holds."""
-        return len(self._engine.slab)
-
     async def l2_approximate_size(self) -> int:
         """Estimate how many responses Redis holds, exactly while they are few; the last estimate when it is away."""
         if self._engine.tier is None:
@@ -261,21 +239,11 @@ class CacheManager:
             await self.perform(self._engine.measure_l2())
         return self._engine.slab._word(Word.L2_ENTRIES)
 
-    @property
-    def has_l2(self) -> bool:
-        """Whether there is a Redis behind L1."""
-        return self._engine.l2 is not None
-
-    @property
-    def slab(self) -> SharedSlab:
-        """The slab that L1 lives in."""
-        return self._engine.slab
-
     # ---- beneath ----
 
     async def fetch(self, look: Look, compute: AsyncCompute, options: FetchOptions, timeout: float | None) -> Served:
         """Go on with get_or_compute() where L1 had no answer, for what is built on it."""
-        stale = self._engine.stale_while_revalidating(look, options)
+        stale = self._engine.fetching.stale_while_revalidating(look, options)
         if stale is not None:
             self._begin_revalidation(look, compute, options)
             return stale
@@ -306,7 +274,7 @@ class CacheManager:
             return flight
         loop = asyncio.get_running_loop()
         # A loop that is not run, between two run_until_complete() or for ever, must not hold up other processes.
-        steps = self._engine.fetch(look.key, options, is_driven=loop.is_running)
+        steps = self._engine.fetching.fetch(look.key, options, is_driven=loop.is_running)
         task = loop.create_task(self.perform(steps, compute))
         flight = _LocalFlight(task, look.begun, options.tags)
         state.flights[look.key] = flight
@@ -324,11 +292,6 @@ class CacheManager:
 
     async def _invalidate(self, what: Invalidation) -> None:
         await self.perform(self._engine.invalidator.invalidate(what))
-
-    @property
-    def engine(self) -> Engine:
-        """This process's part of the cache, for what is built on it."""
-        return self._engine
 
     async def perform(self, steps: Steps[Any], compute: AsyncCompute | None = None) -> Any:
         """Run an operation of the engine on this event loop."""

@@ -7,6 +7,8 @@ larger id.
     V <begin:16> <guard ms:13> <entry>             a value; the entry is `codec`'s
     X <floor:16>                                   a tombstone: whatever began before `floor` must not be stored
     L <floor:16> <token:32> <deadline ms:13>       a lease: its holder computes this value; keeps the floor meanwhile
+    L <floor:16> <token:32> <deadline ms:13> V...  the same, and behind it the value that is stale: for who may serve
+                                                   that meanwhile, and for all if the computation fails
 
 A value takes the place of a tombstone and goes on refusing what the tombstone refused, also once it is stale: the
 record stays until `guard`, the end of the tombstone's life. Otherwise: 1 A computes an old K, its write hangs  2 K is
@@ -52,7 +54,7 @@ IDENTITY_BYTES: Final = 39
 NO_ID: Final = b"0" * 16
 _SEQUENCE_BITS: Final = 20  # beside 44 for milliseconds: until the year 2248 within a signed word
 _VALUE: Final = re.compile(rb"V[0-7][0-9a-f]{15}[0-9]{13}")
-_PLACEHOLDER: Final = re.compile(rb"X[0-9a-f]{16}|L[0-9a-f]{48}[0-9]{13}")
+_PLACEHOLDER: Final = re.compile(rb"X[0-9a-f]{16}|L[0-9a-f]{48}[0-9]{13}(?:V.*)?", re.DOTALL)
 _ID: Final = re.compile(rb"[0-7][0-9a-f]{15}")
 
 
@@ -99,7 +101,7 @@ class Value(NamedTuple):
 
 
 def parse_value(record: bytes | None) -> Value | None:
-    """Return the value that a record holds; None for none, a tombstone or a lease.
+    """Return the value that a record holds; None for none, a tombstone or a lease, whatever is behind that.
 
     Raises:
         TypeError: the record is not even bytes.
@@ -118,7 +120,7 @@ def parse_value(record: bytes | None) -> Value | None:
 # A key of another type (a stranger's list) counts as absent, and is replaced; so does a record without a floor. A lease
 # for much longer than any that is given out holds nobody up: a stranger wrote it, or the server's clock was set back.
 _HEAD: Final = """
-local head = redis.pcall('GETRANGE', KEYS[1], 0, 61)
+local head = redis.pcall('GETRANGE', KEYS[1], 0, 100)
 local is_strange = type(head) ~= 'string'
 if is_strange then redis.call('DEL', KEYS[1]); head = '' end
 local kind, floor, token = string.sub(head, 1, 1), string.sub(head, 2, 17), string.sub(head, 18, 49)
@@ -129,8 +131,11 @@ end
 local function now() local t = redis.call('TIME'); return t[1] * 1000 + math.floor(t[2] / 1000) end
 local function left() return (tonumber(string.sub(head, 50, 62)) or 0) - now() end
 local function leased() return kind == 'L' and left() > 0 and left() < 10000 end
+local behind = kind == 'L' and string.sub(head, 63) or ''
+-- Where the record has its guard, counted from 0: that of a value, or of the one behind a lease.
+local guard_at = kind == 'V' and 17 or (string.sub(behind, 1, 1) == 'V' and 79) or nil
 local function guard()
-  if kind == 'V' then return tonumber(string.sub(head, 18, 30)) or 0 end
+  if guard_at then return tonumber(string.sub(head, guard_at + 1, guard_at + 13)) or 0 end
   if kind == '' or floor == '0000000000000000' then return 0 end
   return now() + redis.call('PTTL', KEYS[1])
 end
@@ -158,14 +163,27 @@ return 1
 CLAIM: Final = LuaScript(
     _HEAD
     + """
--- token, lease in milliseconds, identity of a value known to be void or ''
--- -> a value's record; a negative number: leased to another, for so many milliseconds; 1: leased to the caller;
---    2: leased to the caller, and what a stranger had written is gone
-local is_void = ARGV[3] ~= '' and string.sub(head, 1, #ARGV[3]) == ARGV[3]
-if kind == 'V' and not is_void then return redis.call('GET', KEYS[1]) end
-if leased() and token ~= ARGV[1] then return -math.max(1, left()) end
-local record = 'L' .. floor .. ARGV[1] .. string.format('%013.0f', now() + ARGV[2])
-redis.call('SET', KEYS[1], record, 'PX', life(ARGV[2], guard()))
+-- token, lease in milliseconds, identity of a value that the caller knows or '', 'stale' if that is to be kept behind
+-- the lease, '' if it is void
+-- -> a value's record; a negative number: leased to another, for so many milliseconds; that number and the record of
+--    the value behind the lease; 1: leased to the caller; 2: the same, and what a stranger had written is gone
+local function is_known(record) return ARGV[3] ~= '' and string.sub(record, 1, #ARGV[3]) == ARGV[3] end
+if kind == 'V' and not is_known(head) then return redis.call('GET', KEYS[1]) end
+local is_news = behind ~= '' and not is_known(behind)
+if leased() and token ~= ARGV[1] then
+  local busy = -math.max(1, left())
+  if is_news then return {busy, redis.call('GETRANGE', KEYS[1], 62, -1)} end
+  return busy
+end
+-- Its holder is gone, and the value would go with it: 1 A leases K, which is stale  2 A dies  3 B leases K, fails, and
+-- would have served the stale one.
+if is_news and token ~= ARGV[1] then return redis.call('GETRANGE', KEYS[1], 62, -1) end
+local kept, ms = '', life(ARGV[2], guard())
+if ARGV[4] == 'stale' and (kind == 'V' or behind ~= '') then
+  kept = redis.call('GETRANGE', KEYS[1], kind == 'V' and 0 or 62, -1)
+  ms = math.max(ms, redis.call('PTTL', KEYS[1]))
+end
+redis.call('SET', KEYS[1], 'L' .. floor .. ARGV[1] .. string.format('%013.0f', now() + ARGV[2]) .. kept, 'PX', ms)
 return is_strange and 2 or 1
 """
 )
@@ -175,8 +193,8 @@ RENEW: Final = LuaScript(
     + """
 -- token, lease in milliseconds -> 1 renewed, 0 lost
 if not leased() or token ~= ARGV[1] then return 0 end
-local record = 'L' .. floor .. token .. string.format('%013.0f', now() + ARGV[2])
-redis.call('SET', KEYS[1], record, 'PX', life(ARGV[2], guard()))
+redis.call('SETRANGE', KEYS[1], 49, string.format('%013.0f', now() + ARGV[2]))
+redis.call('PEXPIRE', KEYS[1], math.max(tonumber(ARGV[2]), redis.call('PTTL', KEYS[1])))
 return 1
 """
 )
@@ -187,7 +205,8 @@ RELEASE: Final = LuaScript(
 -- token -> 1 released, 0 was not the caller's
 if kind ~= 'L' or token ~= ARGV[1] then return 0 end
 local left = redis.call('PTTL', KEYS[1])
-if floor == '0000000000000000' or left <= 0 then redis.call('DEL', KEYS[1])
+if left > 0 and behind ~= '' then redis.call('SET', KEYS[1], redis.call('GETRANGE', KEYS[1], 62, -1), 'PX', left)
+elseif floor == '0000000000000000' or left <= 0 then redis.call('DEL', KEYS[1])
 else redis.call('SET', KEYS[1], 'X' .. floor, 'PX', left) end
 return 1
 """
@@ -199,7 +218,7 @@ TOMBSTONE: Final = LuaScript(
 -- id, milliseconds to live -> 1 set, 0 what is there began later
 if kind ~= '' and floor >= ARGV[1] then
   -- It stays, and refuses for as long as the tombstone would have.
-  if kind == 'V' then redis.call('SETRANGE', KEYS[1], 17, string.format('%013.0f', now() + ARGV[2])) end
+  if guard_at then redis.call('SETRANGE', KEYS[1], guard_at, string.format('%013.0f', now() + ARGV[2])) end
   if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[2]) then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
   return 0
 end

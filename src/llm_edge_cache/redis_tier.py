@@ -87,6 +87,8 @@ class Busy(NamedTuple):
     """Another host computes it."""
 
     seconds_left: float
+    found: Found | None = None
+    """What was there before, and is stale; None where the caller knows it."""
 
 
 class Unanswered(NamedTuple):
@@ -202,28 +204,32 @@ class RedisTier:
         self._slab._record(Counter.L2_HITS if is_hit else Counter.L2_MISSES, Histogram.L2, start)
         return found
 
-    def claim(self, key: bytes, token: bytes, void: bytes = b"") -> Steps[Found | Leased | Busy | Unanswered]:
+    def claim(self, key: bytes, token: bytes, stale: bytes = b"") -> Steps[Found | Leased | Busy | Unanswered]:
         """Read the value, or take the lease to compute it. Counts neither hit nor miss: a caller may ask many times.
 
         Args:
             key: 64 hexadecimal digits.
             token: 32 hexadecimal digits that nobody else uses.
-            void: the identity of a value that is known to be void, so that the lease replaces it.
+            stale: the identity of a value that the caller knows to be stale; it stays behind the lease.
         """
         if not self.is_usable():
             self._slab._count(Counter.L2_SKIPPED)
             return UNANSWERED
+        known, what = stale, b"stale" if stale else b""
         try:
             for _ in range(_CLAIMS):
-                reply = yield from self.ask(Script(CLAIM, self.names.value(key), (token, LEASE_MS, void)))
+                reply = yield from self.ask(Script(CLAIM, self.names.value(key), (token, LEASE_MS, known, what)))
                 if isinstance(reply, int):
                     if reply == 2:
                         self._slab._count(BAD["format"])
                     return Leased(token) if reply > 0 else Busy(-reply / 1000)
-                found = yield from self._judge(key, reply)
+                left, record = reply if isinstance(reply, list) else (None, reply)
+                found = yield from self._judge(key, record)
+                if left is not None:
+                    return Busy(-left / 1000, found)
                 if found is not None:
                     return found
-                void = reply[:IDENTITY_BYTES] if isinstance(reply, bytes) else b""
+                known, what = record[:IDENTITY_BYTES] if isinstance(record, bytes) else b"", b""
         except RedisTrouble:
             pass
         return UNANSWERED

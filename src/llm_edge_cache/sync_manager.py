@@ -13,15 +13,15 @@ import msgspec
 
 from llm_edge_cache.core import Begun, Look
 from llm_edge_cache.effects import Steps, perform
-from llm_edge_cache.engine import DEFAULT_L1, NEVER, Engine, FetchOptions, OutOfTimeError, seconds_to_wait
+from llm_edge_cache.engine import Engine, seconds_to_wait
+from llm_edge_cache.fetch import NEVER, FetchOptions, OutOfTimeError
 from llm_edge_cache.invalidation import Invalidation, key_invalidation, tag_invalidation, tags_of
 from llm_edge_cache.keys import tier_key
-from llm_edge_cache.lookup import CacheHealthStatus, L1Hit, LookupResult, MetricsSnapshot, Served
+from llm_edge_cache.lookup import CacheHealthStatus, L1Hit, LookupResult, Served
+from llm_edge_cache.manager_base import ManagerBase
 from llm_edge_cache.model import CacheableRequest, CachedResponse
 from llm_edge_cache.redis_client import Call, RedisTrouble
 from llm_edge_cache.regions import Counter, Word
-from llm_edge_cache.settings import L1Config, L2Config
-from llm_edge_cache.slab import SharedSlab
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -60,7 +60,7 @@ class _LocalFlights:
         self.flights: dict[bytes, _LocalFlight] = {}
 
 
-class SyncCacheManager:
+class SyncCacheManager(ManagerBase):
     """CacheManager for threads; see there. Use it with ``with``, or ``open()`` and ``close()``.
 
     Args:
@@ -73,22 +73,8 @@ class SyncCacheManager:
         SlabError: The slab cannot be had; see SharedSlab.
     """
 
-    def __init__(
-        self, l1: L1Config = DEFAULT_L1, l2: L2Config | None = None, *, slab: SharedSlab | None = None
-    ) -> None:
-        self._use(Engine(l1, l2, slab))
-
-    @classmethod
-    def over(cls, engine: Engine) -> Self:
-        """Return another face of a cache that is open in this process; to close either is to close both."""
-        manager = cls.__new__(cls)
-        manager._use(engine)
-        return manager
-
     def _use(self, engine: Engine) -> None:
-        self._engine = engine
-        self._core = engine.core
-        self._look = engine.core.look
+        super()._use(engine)
         self._start_over()
         engine.fork_hooks.append(self._start_over)
 
@@ -208,14 +194,6 @@ class SyncCacheManager:
                 is_healthy = True
         return self._engine.health(is_healthy)
 
-    def metrics_snapshot(self) -> MetricsSnapshot:
-        """Return the counts of all processes of this host."""
-        return self._engine.snapshot()
-
-    def l1_entry_count(self) -> int:
-        """Return how many entries L1 holds."""
-        return len(self._engine.slab)
-
     def l2_approximate_size(self) -> int:
         """Estimate how many responses Redis holds, exactly while they are few; the last estimate when it is away."""
         if self._engine.tier is None:
@@ -224,21 +202,11 @@ class SyncCacheManager:
             self.perform(self._engine.measure_l2())
         return self._engine.slab._word(Word.L2_ENTRIES)
 
-    @property
-    def has_l2(self) -> bool:
-        """Whether there is a Redis behind L1."""
-        return self._engine.l2 is not None
-
-    @property
-    def slab(self) -> SharedSlab:
-        """The slab that L1 lives in."""
-        return self._engine.slab
-
     # ---- beneath ----
 
     def fetch(self, look: Look, compute: Compute, options: FetchOptions, timeout: float | None) -> Served:
         """Go on with get_or_compute() where L1 had no answer, for what is built on it."""
-        stale = self._engine.stale_while_revalidating(look, options)
+        stale = self._engine.fetching.stale_while_revalidating(look, options)
         if stale is not None:
             self._begin_revalidation(look, compute, options)
             return stale
@@ -288,7 +256,7 @@ class SyncCacheManager:
     ) -> Served:
         local = self._local
         try:
-            flight.served = self.perform(self._engine.fetch(key, options, until_ns=until_ns), compute)
+            flight.served = self.perform(self._engine.fetching.fetch(key, options, until_ns=until_ns), compute)
         except OutOfTimeError:  # as what is no Exception, a matter of this thread alone
             raise
         except Exception as error:
@@ -311,11 +279,6 @@ class SyncCacheManager:
     def _open_once(self) -> None:
         if not self._engine.is_open:
             self._engine.open()
-
-    @property
-    def engine(self) -> Engine:
-        """This process's part of the cache, for what is built on it."""
-        return self._engine
 
     def perform(self, steps: Steps[_T], compute: Compute | None = None) -> _T:
         """Run an operation of the engine in this thread."""

@@ -165,6 +165,7 @@ class Process:
         self.upkeep: Any = Upkeep(slab, self.engine.flights, redis, self.engine.tier, self.engine.invalidator)
         self.upkeep._stop = stepped_threading(interleaver).Event()
         self.engine.upkeep = types.SimpleNamespace(start=lambda: None)
+        self.engine.fetching.use(self.engine.flights, self.queue, self.engine.upkeep.start)
 
     def serve(self) -> None:
         """One round of what upkeep does."""

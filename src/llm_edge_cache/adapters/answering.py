@@ -25,8 +25,8 @@ import msgspec
 
 from llm_edge_cache.core import Begun
 from llm_edge_cache.effects import Steps, WaitForFlight
-from llm_edge_cache.engine import FetchOptions, OutOfTimeError
 from llm_edge_cache.errors import CacheError, SettingsError
+from llm_edge_cache.fetch import FetchOptions, OutOfTimeError
 from llm_edge_cache.flight import Lead, Running
 from llm_edge_cache.gateway.answers import Head, HeaderList, entry_of, forwardable, keepable, kept_of
 from llm_edge_cache.gateway.config import GatewayConfig
@@ -218,7 +218,7 @@ class Answering:
                 engine.slab._count(Counter.COALESCED)
                 engine.core.count_saved(entry)
                 return _kept(exchange, entry.response, b"HIT", b"hit", b"l1")
-            found = yield from engine.claim(lead, self.options_of(exchange), until_ns)
+            found = yield from engine.fetching.claim(lead, self.options_of(exchange), until_ns)
             if isinstance(found, Found) and not found.is_stale:
                 engine.core.promote(look, found)
                 engine.core.count_saved(found.entry)
@@ -289,9 +289,9 @@ class Answering:
         """Store an answer, unless it was overtaken. Returns whether it is kept."""
         options = self.options_of(call.exchange)
         entry = entry_of(head, body, verdict, microseconds, options.l1_ttl or 0.0)
-        if not (yield from self._engine.has_kept_lease(call.lead)):
+        if not (yield from self._engine.fetching.has_kept_lease(call.lead)):
             return False
-        return self._engine.keep(call.lead, call.begun, entry, options)
+        return self._engine.fetching.keep(call.lead, call.begun, entry, options)
 
     def end(self, lead: Lead, *, is_kept: bool, is_told: bool) -> None:
         """End a call's flight.
@@ -305,7 +305,7 @@ class Answering:
             if not is_kept and is_told:
                 self._engine.flights.tell_uncacheable(lead)
             if not is_kept:
-                self._engine.release(lead)
+                self._engine.fetching.release(lead)
         self._engine.flights.end(lead)
 
     def _end_dropped(self) -> None:

@@ -16,8 +16,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from llm_edge_cache.adapters.answering import Answer, Answering, Call, Recording
-from llm_edge_cache.engine import NEVER
 from llm_edge_cache.faces import Faces
+from llm_edge_cache.fetch import NEVER
 from llm_edge_cache.gateway.config import GatewayConfig
 
 if TYPE_CHECKING:

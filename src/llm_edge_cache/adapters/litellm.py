@@ -58,7 +58,8 @@ class LLMEdgeCache(BaseCache):
         namespace: str = "",
     ) -> None:
         super().__init__()
-        self.default_ttl = default_ttl
+        self._default_ttl = default_ttl
+        self.default_ttl: Any = default_ttl  # where LiteLLM looks; it knows of integers alone
         self._faces = Faces(l1, l2, manager)
         self._namespace = namespace
         self._tags = (f"litellm:{namespace}",)
@@ -163,9 +164,9 @@ class LLMEdgeCache(BaseCache):
     def _seconds(self, ttl: Any) -> float | None:
         """Return a ttl as a number; what is none counts as not given, as in all of LiteLLM's caches."""
         try:
-            return self.default_ttl if ttl is None else float(ttl)
+            return self._default_ttl if ttl is None else float(ttl)
         except (TypeError, ValueError):
-            return self.default_ttl
+            return self._default_ttl
 
 
 def _is_over(ttl: float | None) -> bool:

@@ -28,7 +28,7 @@ from llm_edge_cache.gateway.flights import AnswerFlights
 from llm_edge_cache.gateway.patience import receive_within
 from llm_edge_cache.gateway.presence import while_present
 from llm_edge_cache.gateway.protocols import PROTOCOLS, BadRequestError, WireProtocol
-from llm_edge_cache.gateway.respond import Receive, Send, send_error, send_part, send_start, send_whole
+from llm_edge_cache.gateway.respond import Message, Receive, Send, send_error, send_part, send_start, send_whole
 from llm_edge_cache.gateway.upstream import Call, Upstream, UpstreamFailureError
 from llm_edge_cache.manager import CacheManager
 from llm_edge_cache.settings import L1Config, load_settings
@@ -98,9 +98,14 @@ class Gateway:
 
     async def _serve_cached(self, protocol: WireProtocol, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         try:
-            raw = await _read_body(receive, self._config.body_limit, self._config.client_timeout)
-            if raw is None:
-                return  # the client is gone
+            config = self._config
+            first = await receive_within(receive, config.client_timeout)
+            raw = first.get("body", b"")
+            if first["type"] != "http.request" or first.get("more_body") or len(raw) > config.body_limit:
+                # Not in every request: a hit feels every coroutine on its way.
+                raw = await _read_body(receive, first, config.body_limit, config.client_timeout)
+                if raw is None:
+                    return  # the client is gone
             exchange = self._read(protocol, scope, raw)
         except BadRequestError as error:
             await send_error(send, protocol, error.status, error.message, code=error.code)
@@ -166,26 +171,31 @@ def _open_slab(name: str, memory_bytes: int) -> SharedSlab:
     return SharedSlab(name, SlabConfig(memory_bytes=memory_bytes, ttl=None))
 
 
-async def _read_body(receive: Receive, limit: int, patience: float) -> bytes | None:
+async def _read_body(receive: Receive, first: Message, limit: int, patience: float) -> bytes | None:
     """Return the whole body; None if the client is gone.
+
+    Args:
+        receive: what gives the next message.
+        first: the first message.
+        limit: bytes.
+        patience: seconds.
 
     Raises:
         _TooLargeError: it exceeds the limit.
         TimeoutError: the client has been silent for longer than `patience` seconds.
     """
     parts: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive_within(receive, patience)
-        if message["type"] != "http.request":
-            return None
+    size, message = 0, first
+    while message["type"] == "http.request":
         part: bytes = message.get("body", b"")
         size += len(part)
         if size > limit:
             raise _TooLargeError
-        if not message.get("more_body"):
-            return b"".join([*parts, part]) if parts else part
         parts.append(part)
+        if not message.get("more_body"):
+            return b"".join(parts)
+        message = await receive_within(receive, patience)
+    return None
 
 
 def _passed(call: Call) -> list[tuple[bytes, bytes]]:

@@ -32,6 +32,8 @@ class Broadcast:
         """Clients that read it now."""
         self.on_left: Callable[[], object] | None = None
         """Called when the last client has left before the end."""
+        self.is_read_elsewhere: Callable[[], bool] = lambda: False
+        """Tells whether clients of other workers wait for it."""
         self._changed = asyncio.Event()
 
     def start(self, head: Head, source: Source, own_headers: list[tuple[bytes, bytes]] | None = None) -> None:

@@ -14,7 +14,16 @@ from llm_edge_cache.gateway.exchange import Exchange
 from llm_edge_cache.gateway.flights import AnswerFlights
 from llm_edge_cache.gateway.presence import while_present
 from llm_edge_cache.gateway.protocols import FrameSplitter, is_event_stream
-from llm_edge_cache.gateway.respond import Receive, Send, cache_headers, send_error, send_part, send_start, send_whole
+from llm_edge_cache.gateway.respond import (
+    Receive,
+    Send,
+    cache_headers,
+    send_error,
+    send_part,
+    send_start,
+    send_whole,
+    whole,
+)
 from llm_edge_cache.lookup import L1Hit
 
 if TYPE_CHECKING:
@@ -71,14 +80,16 @@ class CachedEndpoints:
         return while_present(receive, self._answer_joined(exchange, send))
 
     async def _send_hit(self, exchange: Exchange, send: Send, response: CachedResponse, age: int) -> None:
-        kept = kept_of(response)
-        by = kept.by if self._config.show_workers else None
+        kept, config = kept_of(response), self._config
+        by = kept.by if config.show_workers else None
         status = b"hit; ttl=%d" % (int(kept.ttl) - age)
         headers = kept.headers + cache_headers(b"HIT", status, exchange.key, tier=b"l1", age=age, by=by)
-        if self._config.pace and is_event_stream(kept.headers):
+        if config.pace and is_event_stream(kept.headers):
             await self._replay_paced(send, headers, response.raw)
         else:
-            await send_whole(send, 200, headers, response.raw)
+            start, body = whole(200, headers, response.raw)
+            await send(start)
+            await send(body)
 
     async def _replay_paced(self, send: Send, headers: HeaderList, body: bytes) -> None:
         splitter = FrameSplitter()

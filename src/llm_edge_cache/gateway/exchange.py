@@ -109,9 +109,7 @@ class ExchangeReader:
         ordinary = self._ordinary
         telling = [header for header in headers if header[0] not in ordinary and self._is_telling(header[0])]
         # The encoding ends where its value ends, so the body after it cannot run into it.
-        digest = hashlib.sha256(_encode((protocol.path, query, telling)))
-        digest.update(raw)
-        name = digest.digest()
+        name = hashlib.sha256(_encode((protocol.path, query, telling)) + raw).digest()
         reading = self._known.get(name)
         if reading is None:
             reading = self._read(protocol, query, telling, raw, headers)

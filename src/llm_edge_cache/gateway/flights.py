@@ -17,7 +17,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from llm_edge_cache.core import Begun
-from llm_edge_cache.engine import FetchOptions
+from llm_edge_cache.fetch import FetchOptions
 from llm_edge_cache.flight import Lead, Running
 from llm_edge_cache.gateway.answers import End, Head, entry_of, head_of, keepable, own_headers
 from llm_edge_cache.gateway.broadcast import Broadcast
@@ -105,12 +105,16 @@ class AnswerFlights:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _start(self, filling: Any, broadcast: Broadcast, patience: float) -> asyncio.Task[None]:
-        """Fill a broadcast; once its last client has left, for at most so many seconds more."""
+        """Fill a broadcast; once the last client of any worker has left, for at most so many seconds more."""
         loop = asyncio.get_running_loop()
         task: asyncio.Task[None] = loop.create_task(self._guard(filling, broadcast))
 
         def give_up() -> None:
-            if broadcast.readers == 0:  # nobody has joined meanwhile
+            if task.done() or broadcast.readers:  # somebody has joined meanwhile
+                return
+            if broadcast.is_read_elsewhere():
+                loop.call_later(max(patience, _WAIT_SECONDS), give_up)
+            else:
                 task.cancel()
 
         def wait_for_others() -> None:
@@ -162,7 +166,7 @@ class AnswerFlights:
         if entry is not None:
             self._replay(entry, broadcast, "l1")
             return True, None
-        found = await self._manager.perform(self._engine.claim(lead, self._options(exchange)))
+        found = await self._manager.perform(self._engine.fetching.claim(lead, self._options(exchange)))
         stale = look.entry
         if isinstance(found, Found):
             if not found.is_stale:
@@ -196,9 +200,13 @@ class AnswerFlights:
         waiters, reader = self._engine.waiters, LogReader(self._engine.slab, flight.token)
         progress = 0
         try:
+            # 1 the leader's client leaves  2 we begin to follow  3 the leader gives up, and asks before whether we do.
+            reader.mark()
             while (state := await waiters.wait(flight.record, flight.token, _WAIT_SECONDS, progress=progress)) >= 0:
                 self._take(reader, broadcast, state)
                 progress = state
+                if broadcast.readers:
+                    reader.mark()
             end = reader.end()
             if end is not None:
                 self._take_last(reader, broadcast, end)
@@ -229,6 +237,7 @@ class AnswerFlights:
     ) -> None:
         begun = self._engine.core.begin(exchange.key)
         log = LogWriter(self._engine.slab, lead.record, lead.token)
+        broadcast.is_read_elsewhere = log.is_read
         started = time.monotonic_ns()
         end, is_kept = End("aborted"), False
         self._engine.slab._count(Counter.COMPUTATIONS)
@@ -243,8 +252,8 @@ class AnswerFlights:
                 microseconds = (time.monotonic_ns() - started) // 1000
                 options = self._options(exchange)
                 entry = entry_of(broadcast.head, broadcast.body, judged, microseconds, options.l1_ttl or 0.0)
-                if await self._manager.perform(self._engine.has_kept_lease(lead)):
-                    is_kept = self._engine.keep(lead, begun, entry, options)
+                if await self._manager.perform(self._engine.fetching.has_kept_lease(lead)):
+                    is_kept = self._engine.fetching.keep(lead, begun, entry, options)
         except UpstreamFailureError as failure:
             self._engine.slab._count(Counter.COMPUTE_ERRORS)
             end = End(failure.kind, str(failure))
@@ -252,7 +261,7 @@ class AnswerFlights:
                 end = self._stand_in(stale, broadcast, log)
         finally:
             if not is_kept:
-                self._engine.release(lead)
+                self._engine.fetching.release(lead)
             log.end(end)
             asyncio.get_running_loop().call_later(_LOG_SECONDS, log.discard)
         broadcast.finish(end)

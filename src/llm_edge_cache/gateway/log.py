@@ -4,10 +4,15 @@ The body lies in blocks of `BLOCK_BYTES`, each an entry of the slab that is writ
 before the first. How much there is stands in the flight's record (`progress`: 1 for the head, then one for each byte),
 which is moved after the bytes are in place, so a follower never looks for what is not there yet. Entries may be
 evicted: then the log is lost, and its followers are on their own.
+
+A follower marks the log as read while it has clients, again and again, since it may die: the mark lasts three seconds.
+So the worker that leads knows that somebody waits for the answer when its own clients have left.
 """
 
 from __future__ import annotations
 
+import contextlib
+import time
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -22,6 +27,10 @@ __all__ = ["BLOCK_BYTES", "LogLostError", "LogReader", "LogWriter"]
 
 BLOCK_BYTES: Final = 16 << 10
 _SECONDS: Final = 900.0  # what a writer that died leaves behind is gone after that
+
+_MARK: Final = "read"
+_MARK_SECONDS: Final = 3.0
+_MARKING_SECONDS: Final = 1.0  # between two marks of one follower
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode_head: Final = msgspec.msgpack.Decoder(Head).decode
@@ -70,10 +79,18 @@ class LogWriter:
     def end(self, end: End) -> None:
         """Write how it ended. The flight's own end, which follows, wakes the followers."""
         self._put("end", _encode(msgspec.structs.replace(end, size=self._size)))
+        self._block.clear()  # not kept until discard(): under many misses that would be most of the worker's memory
+
+    def is_read(self) -> bool:
+        """Tell whether a client of another worker has waited for this answer within the last seconds."""
+        try:
+            return self._record >= 0 and _name(self._token, _MARK) in self._slab
+        except CacheError:
+            return False
 
     def discard(self) -> None:
         """Delete everything; once the followers have had the time to read it."""
-        for part in self._parts:
+        for part in (*self._parts, _MARK):
             try:
                 self._slab.delete(_name(self._token, part))
             except CacheError:  # noqa: PERF203 - a few parts; the rest is gone by itself
@@ -102,6 +119,16 @@ class LogReader:
         self._slab = slab
         self._token = token
         self._position = 0
+        self._marked: float | None = None
+
+    def mark(self) -> None:
+        """Let the writer know that it is read. May be called as often as one likes."""
+        now = time.monotonic()
+        if self._marked is not None and now - self._marked < _MARKING_SECONDS:
+            return
+        with contextlib.suppress(SlabBusyError):
+            self._slab.set(_name(self._token, _MARK), b"", ttl=_MARK_SECONDS, tti=None)
+            self._marked = now
 
     def head(self) -> Head:
         """Return the head. Only once the flight's progress is 1 or more.

@@ -19,6 +19,7 @@ __all__ = [
     "send_part",
     "send_start",
     "send_whole",
+    "whole",
 ]
 
 Message = MutableMapping[str, Any]
@@ -28,6 +29,7 @@ Send = Callable[[Message], Awaitable[None]]
 CACHE_NAME: Final = b"llm-edge-cache"
 _JSON: Final = (b"content-type", b"application/json")
 _WORKER: Final = b"%d"
+_PREFIX: Final = CACHE_NAME + b"; "
 
 
 def cache_headers(
@@ -43,7 +45,7 @@ def cache_headers(
         age: seconds since the answer was stored.
         by: the worker that had stored it; given only where workers are to be shown.
     """
-    headers = [(b"cache-status", CACHE_NAME + b"; " + status), (b"x-cache", verdict)]
+    headers = [(b"cache-status", _PREFIX + status), (b"x-cache", verdict)]
     if tier:
         headers.append((b"x-cache-tier", tier))
     if key:
@@ -65,11 +67,19 @@ async def send_part(send: Send, body: bytes, *, more: bool = True) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": more})
 
 
+def whole(status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> tuple[Message, Message]:
+    """Return the two messages of an answer in one piece."""
+    told = [*headers, (b"content-length", b"%d" % len(body))]
+    return {"type": "http.response.start", "status": status, "headers": told}, {
+        "type": "http.response.body",
+        "body": body,
+    }
+
+
 async def send_whole(send: Send, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
     """Send an answer in one piece."""
-    whole = [*headers, (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": status, "headers": whole})
-    await send({"type": "http.response.body", "body": body})
+    for message in whole(status, headers, body):
+        await send(message)
 
 
 async def send_error(
