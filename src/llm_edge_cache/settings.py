@@ -120,6 +120,8 @@ class SlabSettings(NamedTuple):
     name: str
     config: SlabConfig | None
     """None when no variable speaks of it: then whatever is live under the name is right."""
+    memory_bytes: int | None = None
+    """None when no variable says how large: then who makes the slab has a default of its own."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -168,7 +170,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         l1=l1,
         l2=l2 if "redis_url" in fields["l2"] else None,
         upstream=fields["gateway"].get("upstream"),
-        slab=SlabSettings(l1.name, slab_config),
+        slab=SlabSettings(l1.name, slab_config, slab_fields.get("memory_bytes")),
         admin_token=fields["gateway"].get("admin_token"),
     )
 

@@ -54,7 +54,7 @@ class Gateway:
     def __init__(self, config: GatewayConfig) -> None:
         """Open the slab; the upstream and Redis are opened when the server starts."""
         self._config = config
-        slab = None if config.l1 is not None else _open_slab(config.name)
+        slab = None if config.l1 is not None else _open_slab(config.name, config.memory)
         l1 = config.l1 or L1Config(name=config.name, tti_seconds=None, ttl_seconds=None)
         self._manager = CacheManager(l1, config.l2, slab=slab)
         self._upstream = Upstream(config)
@@ -165,10 +165,11 @@ class Gateway:
         await send_whole(send, 200, [(b"content-type", CONTENT_TYPE_LATEST.encode())], body)
 
 
-def _open_slab(name: str) -> SharedSlab:
+def _open_slab(name: str, memory_bytes: int) -> SharedSlab:
+    """Take what is live, of whatever size: it may have been made anew, in another size, since this server started."""
     if SharedSlab.exists(name):
         return SharedSlab(name)
-    return SharedSlab(name, SlabConfig(memory_bytes=DEFAULT_MEMORY, ttl=None))
+    return SharedSlab(name, SlabConfig(memory_bytes=memory_bytes, ttl=None))
 
 
 def _passed(call: Call) -> list[tuple[bytes, bytes]]:
@@ -219,6 +220,10 @@ def from_environment() -> Gateway:
         raise SettingsError("no upstream: set LLM_EDGE_CACHE_UPSTREAM to the provider's URL")
     return Gateway(
         GatewayConfig(
-            upstream=settings.upstream, name=settings.l1.name, l2=settings.l2, admin_token=settings.admin_token
+            upstream=settings.upstream,
+            name=settings.l1.name,
+            memory=settings.slab.memory_bytes or DEFAULT_MEMORY,
+            l2=settings.l2,
+            admin_token=settings.admin_token,
         )
     )

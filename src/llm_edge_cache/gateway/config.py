@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import urllib.parse
-from typing import Final
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final
 
 import msgspec
 
@@ -11,12 +13,21 @@ from llm_edge_cache.errors import SettingsError
 from llm_edge_cache.settings import VISIBLE, L1Config, L2Config, is_token
 from llm_edge_cache.slabconfig import MiB
 
-__all__ = ["CONFIG_VARIABLE", "DEFAULT_MEMORY", "GatewayConfig"]
+__all__ = ["CONFIG_VARIABLE", "DEFAULT_MEMORY", "SERVER_OPTIONS", "GatewayConfig"]
 
 CONFIG_VARIABLE: Final = "_LLM_EDGE_CACHE_GATEWAY"
 """Holds the configuration as JSON, for the workers that a server starts."""
 DEFAULT_MEMORY: Final = 256 * MiB
 """Of a slab that a gateway has to make."""
+SERVER_OPTIONS: Final[Mapping[str, Any]] = MappingProxyType(
+    {
+        "timeout_keep_alive": 75,  # longer than clients keep a connection: else one closes it as the other writes
+        # A provider's own are passed on, and are not to be there twice.
+        "server_header": False,
+        "date_header": False,
+    }
+)
+"""What uvicorn is to be told wherever it serves the gateway."""
 
 _SCHEMES: Final = ("http", "https")
 _SECRETS: Final = ("admin_token", "metrics_token")
@@ -36,7 +47,9 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     name: str = "llm-edge-cache"
     """The slab's name."""
     l1: L1Config | None = None
-    """None: the slab that is live under the name, or 256 MiB."""
+    """None: the slab that is live under the name, or one of `memory` bytes."""
+    memory: int = DEFAULT_MEMORY
+    """Size of the slab, if it has to be made."""
     l2: L2Config | None = None
     share_between_callers: bool = False
     """Whether callers with different credentials get one another's answers."""
