@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import redis
 from fault_proxy import FaultProxy
-from redis_servers import RedisServer, free_port
+from redis_servers import RedisServer, ReservedPort
 
 from llm_edge_cache.regions import Counter
 
@@ -109,10 +109,10 @@ def full() -> Iterator[Trouble]:
 
 @contextlib.contextmanager
 def read_only() -> Iterator[Trouble]:
-    with RedisServer() as server:
+    with RedisServer() as server, ReservedPort() as nowhere:
         yield Trouble(
             server.url,
-            lambda: server.ask("REPLICAOF", "127.0.0.1", free_port()),
+            lambda: server.ask("REPLICAOF", "127.0.0.1", nowhere),
             lambda: server.ask("REPLICAOF", "NO", "ONE"),
             {Counter.L2_ERROR_READONLY},
         )

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from fault_proxy import FaultProxy
 from manager_faces import KINDS, Face, answer, ask, judge
-from redis_servers import RedisCluster, RedisServer, SentinelGroup, free_port, wait_for
+from redis_servers import RedisCluster, RedisServer, ReservedPort, SentinelGroup, wait_for
 from redis_troubles import OUTAGES, REFUSALS, on_the_wire
 
 from llm_edge_cache import CacheableRequest, SharedSlab
@@ -124,9 +124,10 @@ def test_a_redis_that_is_not_there_at_start_is_taken_up_when_it_is(kind: str, na
 
 
 def test_the_first_call_of_a_manager_that_nobody_opened_waits_for_no_absent_redis(kind: str, name: str) -> None:
-    face = Face(kind, name, f"redis://127.0.0.1:{free_port()}")
-    assert not timely(face.lookup, fresh()).is_hit  # type: ignore[attr-defined]
-    face.close()
+    with ReservedPort() as nowhere:
+        face = Face(kind, name, f"redis://127.0.0.1:{nowhere}")
+        assert not timely(face.lookup, fresh()).is_hit  # type: ignore[attr-defined]
+        face.close()
 
 
 def test_a_wrong_password_is_an_outage_counted_as_one(kind: str, name: str) -> None:
