@@ -56,6 +56,14 @@ def test_the_hit_ratio_is_measured_without_the_recorded_traces_too(tmp_path: Pat
     assert all(pair["most_entries"] <= size for pair, size in zip(document["pairs"], (100, 1000), strict=True))
 
 
+@pytest.mark.timeout(300)
+def test_what_if_is_measured_without_the_recorded_traces_too(tmp_path: Path) -> None:
+    document = run("whatif.py", tmp_path / "result.json", "--traces", str(tmp_path / "absent"))
+    answers = [one for one in document["answers"] if one["sample"] == "rule" and one["entries"] == 1000]
+    assert [one["factor"] for one in answers] == [0.5, 1.0, 2.0, 4.0]
+    assert all(one["real_percent"] == pytest.approx(one["answer_percent"], abs=4) for one in answers)
+
+
 def test_tables_are_read_with_their_stars() -> None:
     row = traces._row(
         "t", ["size", "LRU", "S3-FIFO", "WTLFU best W", "OPT"], ["1,000", "32.8", "40.9*", "41.0 @20%", "53.6"]

@@ -189,5 +189,7 @@ PyObject *native_are_plain_dicts(PyObject *module, PyObject *const *args, Py_ssi
 PyObject *slab_scan_step(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
 PyObject *mapping_totals(PyObject *self, PyObject *unused);
 PyObject *mapping_processes(PyObject *self, PyObject *unused);
+PyObject *mapping_samples(PyObject *self, PyObject *shard);
+PyObject *native_replay(PyObject *module, PyObject *args);
 
 #endif

@@ -55,6 +55,32 @@ PyObject *mapping_processes(PyObject *self, PyObject *unused)
     return list;
 }
 
+/* samples(shard) -> (number of shards, entries and units of this one, threshold, number of its first event, number of the first since
+ * it was last empty, marks, events). Marks and events as in samples.h, words of 64 bits. */
+PyObject *mapping_samples(PyObject *self, PyObject *shard)
+{
+    struct lec_handle *handle = &((MappingObject *)self)->handle;
+    const struct lec_geometry *geometry = &handle->geometry;
+    uint32_t index;
+    if (!index_parse(shard, "shard", geometry->shard_count, &index)) return NULL;
+    struct lec_samples_copy copy = {0};
+    PyObject *marks = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(geometry->mark_count * sizeof *copy.marks));
+    PyObject *events = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(geometry->sample_count * sizeof *copy.events));
+    if (marks && events) {
+        copy.marks = (struct lec_sample_mark *)(void *)PyBytes_AS_STRING(marks);
+        copy.events = (uint64_t *)(void *)PyBytes_AS_STRING(events);
+        lec_samples_of(handle, index, &copy);
+        /* _PyBytes_Resize() clears the pointer when it fails. */
+        (void)(_PyBytes_Resize(&marks, (Py_ssize_t)(copy.mark_count * sizeof *copy.marks)) == 0 &&
+               _PyBytes_Resize(&events, (Py_ssize_t)(copy.event_count * sizeof *copy.events)) == 0);
+    }
+    PyObject *result = marks && events ? Py_BuildValue("(IIIIKKOO)", geometry->shard_count, copy.entries, copy.units, copy.threshold,
+                                                       (unsigned long long)copy.first, (unsigned long long)copy.begun, marks, events) : NULL;
+    Py_XDECREF(marks);
+    Py_XDECREF(events);
+    return result;
+}
+
 Py_ssize_t slab_length(PyObject *self)
 {
     bool is_gone;

@@ -15,6 +15,7 @@
 #include "regions.c"
 #include "reserve.c"
 #include "room.c"
+#include "samples.c"
 #include "segment.c"
 #include "shadow.c"
 #include "shard.c"

@@ -146,6 +146,7 @@ static PyMethodDef mapping_methods[] = {
     {"attached", mapping_attached, METH_NOARGS, PyDoc_STR("Live attached processes, this one included.")},
     {"retire", mapping_retire, METH_O, PyDoc_STR("Tell every process to attach again by name; reason is nonzero.")},
     {"totals", mapping_totals, METH_NOARGS, PyDoc_STR("A dict of the host-wide sums.")},
+    {"samples", mapping_samples, METH_O, PyDoc_STR("samples(shard) -> (shards, entries, units, threshold, first, begun, marks, events) of this one; no lock.")},
     {"processes", mapping_processes, METH_NOARGS, PyDoc_STR("(pid, is alive, hits, misses) of each process record in use.")},
     {0},
 };

@@ -141,6 +141,7 @@ static PyMethodDef native_methods[] = {
     {"condemn", native_condemn, METH_O, PyDoc_STR("condemn(buffer): retire a segment that does not attach")},
     {"are_plain", (PyCFunction)(void (*)(void))native_are_plain, METH_FASTCALL, PyDoc_STR("are_plain(container, depth) -> is all of it a key's normal form?")},
     {"are_plain_dicts", (PyCFunction)(void (*)(void))native_are_plain_dicts, METH_FASTCALL, PyDoc_STR("are_plain_dicts(sequence, depth) -> the same of a list or tuple of dicts")},
+    {"replay", native_replay, METH_VARARGS, PyDoc_STR("replay(events, times, entries, units, tti_ns, seed) -> what each sample was to such a cache")},
     {"minimum_bytes", native_minimum_bytes, METH_VARARGS, PyDoc_STR("minimum_bytes(config) -> needed, or 0 when it is enough")},
     {0},
 };

@@ -123,6 +123,7 @@ static void check_shard_locked(const struct lec_shard_view *view, struct finding
     check_counts(view, &tally, findings);
     check_overflow(view, findings);
     uint32_t late = lec_expiry_check_locked(view);
+    if (!lec_samples_are_sound(&view->policy.samples)) find(findings, "counts of samples contradict each other", 0);
     if (late > 0) find(findings, "expiry bounds later than a deadline below them", late);
     if (findings->count != count_before) lec_shard_recover_locked(view);
 }

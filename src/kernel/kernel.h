@@ -166,6 +166,27 @@ typedef void (*lec_report_fn)(void *context, const char *message, uint64_t shard
 /* Every broken invariant of the whole segment, one report each; returns how many. LEC_BUSY shards are reported too. */
 uint64_t lec_check(struct lec_handle *handle, uint64_t now_ns, uint64_t timeout_ns, lec_report_fn report, void *context);
 
+/* ---- what was asked of the sampled keys, lately (samples.h) ---- */
+/* Copies a shard's; copy->events and copy->marks have geometry.sample_count and geometry.mark_count places. No lock.
+ * False: there is no such shard. */
+bool lec_samples_of(struct lec_handle *handle, uint32_t shard, struct lec_samples_copy *copy);
+
+/* A cache of another size to which samples are replayed, through the real policy (miniature.h). */
+struct lec_replay {
+    const void *events, *times;     /* words of 64 bits, at any address: events in order, and when they were, ns */
+    uint64_t count;
+    uint32_t entries, units;        /* what the cache may hold: 1 .. LEC_REPLAY_ENTRIES_MOST, 1 .. LEC_REPLAY_UNITS_MOST */
+    uint64_t tti_ns;                /* 0 = off */
+    uint64_t seed;                  /* of what the policy draws by lot */
+};
+#define LEC_REPLAY_ENTRIES_MOST (UINT32_MAX / 16u)
+#define LEC_REPLAY_UNITS_MOST (UINT32_MAX / 4u)
+enum lec_outcome { LEC_OUTCOME_NONE = 0, LEC_OUTCOME_HIT = 1, LEC_OUTCOME_MISS = 2 };
+/* Bytes of memory that it needs, to be aligned to 64. */
+uint64_t lec_replay_bytes(uint32_t entries);
+/* outcomes[count]: what each event was to that cache. Any events are safe. */
+void lec_replay(const struct lec_replay *replay, void *memory, uint8_t *outcomes);
+
 /* ---- flights: one computation per key over all processes of the host (flight.h tells how) ---- */
 enum lec_role {
     LEC_FLIGHT_LED,                 /* a free record was claimed: the caller computes */

@@ -1,7 +1,8 @@
 /* What lies where in the segment: every struct that processes share, and the geometry derived from a configuration.
  *
  *   header page | mutex pages | processes | flights | tag generations | shared words | shard 0 | shard 1 | ...
- *   shard: state | buckets | nodes | sketch | key generations, fences | expiry tree | live bitmap | used bitmap | arena
+ *   shard: state | buckets | nodes | sketch | key generations, fences | sample marks | samples | expiry tree | live bitmap |
+ *          used bitmap | arena
  *
  * Offsets and indices only, never pointers. Nobody trusts a stored offset: whoever attaches validates the stored
  * configuration, derives the geometry again with lec_geometry_derive() and keeps that as a private copy.
@@ -19,7 +20,7 @@
 #include "space.h"
 
 #define LEC_MAGIC UINT64_C(0x314845434143454c)   /* "LECACHE1", little-endian; stored last by the creator */
-#define LEC_LAYOUT_VERSION 2u
+#define LEC_LAYOUT_VERSION 3u
 #define LEC_PAGE 4096u
 #define LEC_LINE 64u
 #define LEC_MAX_SHARDS 4096u
@@ -29,6 +30,8 @@
 #define LEC_STAT_COUNT 16u          /* of enum lec_stat, with room; per process and per shard, totals are sums over both */
 #define LEC_RESERVATIONS 8u         /* large values one process can be filling at a time */
 #define LEC_COUNTERS 96u            /* named counters per process; the names are the manager's */
+#define LEC_COUNTER_HITS 0u         /* ... but for these two, which sample marks take with them: look-ups that were answered, */
+#define LEC_COUNTER_MISSES 1u       /* and those that were not. (The slab itself counts a missing key again when it is looked at again.) */
 #define LEC_HISTOGRAMS 4u
 #define LEC_HISTOGRAM_BUCKETS 32u   /* 31 counts and, last, the sum of what was observed, ns */
 #define LEC_HISTOGRAM_FIRST_NS 250u /* bucket i counts what took at most this << i, the last count what took longer, too */
@@ -50,13 +53,14 @@ struct lec_config {
 struct lec_geometry {
     uint64_t mutexes, processes, flights, tags, words, shards;  /* offsets of the regions from the segment's start, bytes */
     uint64_t shard_stride;                                      /* bytes from one shard to the next */
-    uint64_t buckets, nodes, sketch, generations, expiry, live, used, arena; /* offsets within a shard, bytes */
+    uint64_t buckets, nodes, sketch, generations, marks, samples, expiry, live, used, arena; /* offsets within a shard, bytes */
     uint32_t shard_count;           /* power of two */
     uint32_t process_count, flight_count, tag_count;
     uint32_t node_count;            /* entries of the largest shard; shard i may hold lec_shard_entries() of them */
     uint32_t full_shards;           /* the first so many shards hold node_count entries, the others one fewer */
     uint32_t bucket_count, sketch_lines;
     uint32_t generation_count;      /* power of two; of generations, and as many fences */
+    uint32_t sample_count, mark_count; /* events of one shard's ring of samples, and marks in it; both may be 0 */
     uint32_t units;                 /* 64-byte units of one arena */
     uint32_t expiry_leaves;         /* groups of LEC_EXPIRY_FAN nodes */
     uint32_t expiry_words;          /* all levels of the tree */
@@ -135,6 +139,7 @@ struct lec_shard {
     _Atomic uint32_t reap_wanted;   /* an owner abandoned a reservation */
     _Atomic uint32_t window_share;  /* the policy's, of LEC_SHARE_ONE, for statistics */
     _Atomic uint64_t stats[LEC_STAT_COUNT]; /* of enum lec_stat, what happens under the lock; no derived data: only grows */
+    _Alignas(LEC_LINE) struct lec_samples samples;
     _Alignas(LEC_LINE) struct lec_space space;
     _Alignas(LEC_LINE) struct lec_policy policy;
 };

@@ -93,6 +93,16 @@ static void touches_clear(const struct lec_policy_view *view, const struct lec_n
         atomic_store_explicit(touches, 0, memory_order_relaxed);
 }
 
+/* ---- samples ------------------------------------------------------------------------------------------------- */
+
+/* Something happened to a sampled key; hits: 1..LEC_TOUCH_MAX. */
+static void sample(const struct lec_policy_view *view, const struct lec_node *node, enum lec_sample_kind kind, uint32_t hits)
+{
+    uint64_t left_ns = node->expires_at == UINT64_MAX ? UINT64_MAX : node->expires_at > view->now_ns ? node->expires_at - view->now_ns : 0u;
+    uint32_t hash = lec_shadow_sample_hash(&view->state->shadow, node->tag);
+    lec_samples_note(&view->samples, &(struct lec_sample){hash, hits, lec_node_units(node), kind, left_ns});
+}
+
 /* Reads and clears; a touch that lands in between is lost, which costs one count. */
 static uint32_t touches_take(const struct lec_policy_view *view, const struct lec_node *node)
 {
@@ -101,7 +111,9 @@ static uint32_t touches_take(const struct lec_policy_view *view, const struct le
         return 0;
     touches_clear(view, node);
     count_accesses(view, node->tag, count);
-    lec_shadow_touched(&view->state->shadow, node->tag, count);
+    uint32_t news = lec_shadow_touched(&view->state->shadow, node->tag, count);
+    if (news)
+        sample(view, node, LEC_SAMPLE_HIT, news);
     return count;
 }
 
@@ -386,8 +398,10 @@ static uint32_t poll_key(const struct lec_policy_view *view, struct lec_shadow_k
     uint32_t hits = node ? poll_touches(view, node, key) : 0u;
     if (!node)
         lec_shadow_gone(&view->state->shadow, key);
-    if (hits)
+    if (hits) {
         lec_shadow_hit(&view->state->shadow, key, hits);
+        sample(view, node, LEC_SAMPLE_HIT, hits);
+    }
     return hits;
 }
 
@@ -435,7 +449,8 @@ enum lec_policy_status lec_policy_insert(const struct lec_policy_view *view, uin
     count_accesses(view, view->nodes[id].tag, 1);
     list_push(view, LEC_LIST_WINDOW, id);
     poll_hits(view);    /* first: they came before */
-    lec_shadow_insert(&view->state->shadow, view->nodes[id].tag, id);
+    if (lec_shadow_insert(&view->state->shadow, view->nodes[id].tag, id))
+        sample(view, &view->nodes[id], LEC_SAMPLE_INSERT, 1);
     return spill_window(view);
 }
 
@@ -457,7 +472,9 @@ enum lec_policy_status lec_policy_remove(const struct lec_policy_view *view, uin
 {
     if (unlink_entry(view, id) != LEC_POLICY_OK)
         return LEC_POLICY_DAMAGED;
-    lec_shadow_remove(&view->state->shadow, view->nodes[id].tag);
+    /* That it is past its deadline whoever replays this sees by himself. */
+    if (lec_shadow_remove(&view->state->shadow, view->nodes[id].tag) && view->nodes[id].expires_at > view->now_ns)
+        sample(view, &view->nodes[id], LEC_SAMPLE_GONE, 1);
     return LEC_POLICY_OK;
 }
 

@@ -17,6 +17,7 @@
 #include <stdint.h>
 
 #include "node.h"
+#include "samples.h"
 #include "shadow.h"
 #include "sketch.h"
 
@@ -45,6 +46,8 @@ struct lec_policy_view {
     uint32_t max_entries;           /* 1 .. UINT32_MAX / 16 */
     uint32_t bucket_count;
     uint32_t total_units;           /* at least 1 */
+    uint64_t now_ns;                /* of the operation under way; for the time that samples have left */
+    struct lec_samples_view samples; /* told of what happens to sampled keys; may have no ring */
 };
 
 /* Called once per broken invariant; `id` is the node concerned or LEC_NONE. */
@@ -66,7 +69,7 @@ LEC_INTERNAL enum lec_policy_status lec_policy_remove(const struct lec_policy_vi
 
 /* Chooses the entry to evict next to make room for a newcomer, and does the promotions that are due. Never
  * protect_id (LEC_NONE: nobody is protected). LEC_POLICY_EMPTY: there is nobody else. Nothing is unlinked. */
-enum lec_policy_status lec_policy_victim(const struct lec_policy_view *view, uint32_t protect_id, uint32_t *victim);
+LEC_INTERNAL enum lec_policy_status lec_policy_victim(const struct lec_policy_view *view, uint32_t protect_id, uint32_t *victim);
 
 /* Unlinks a victim; as lec_policy_remove, but the key is remembered. */
 LEC_INTERNAL enum lec_policy_status lec_policy_evict(const struct lec_policy_view *view, uint32_t id);

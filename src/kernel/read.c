@@ -213,7 +213,7 @@ enum lec_status lec_get(struct lec_handle *handle, const void *key, uint32_t key
     if (read->wants_token) {
         /* Before the first look: a set or delete that this read does not see bumps the generation after it. */
         struct lec_shard_view view;
-        lec_shard_view(handle, shard, now_ns, &view);
+        lec_shard_view_tokens(handle, shard, &view);
         read->token = lec_token(&view, reading.hash, reading.epoch);
     }
     for (uint32_t attempt = 0; attempt < READ_TRIES; attempt++) {

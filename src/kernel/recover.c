@@ -217,6 +217,7 @@ void lec_shard_recover_locked(const struct lec_shard_view *view)
     /* Before anything is freed: the dead owner may have stored a slot (U1) and not the version (U2), see index.h. */
     lec_index_invalidate_readers_locked(view);
     tokens_void(view);
+    lec_samples_repair(&view->policy.samples);
     if (mark_roots(view, &salvage)) {
         derive(view, &salvage);
         return;

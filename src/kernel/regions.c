@@ -98,6 +98,36 @@ uint64_t lec_entries(struct lec_handle *handle)
     return entries;
 }
 
+/* ---- samples ---- */
+
+static void sum_add(uint64_t *sum, const _Atomic uint64_t *part) { *sum += atomic_load_explicit(part, memory_order_relaxed); }
+
+void lec_samples_mark_locked(const struct lec_shard_view *view)
+{
+    const struct lec_handle *handle = view->handle;
+    struct lec_sample_mark mark = {.at_ns = view->now_ns, .threshold = view->policy.state->shadow.threshold};
+    for (uint32_t index = 0; index < handle->geometry.process_count; index++) {
+        const struct lec_process *process = lec_process_at(handle, index);
+        sum_add(&mark.hits, &process->stats[LEC_STAT_HITS]);
+        sum_add(&mark.misses, &process->stats[LEC_STAT_MISSES]);
+        sum_add(&mark.counted_hits, &process->counters[LEC_COUNTER_HITS]);
+        sum_add(&mark.counted_misses, &process->counters[LEC_COUNTER_MISSES]);
+    }
+    lec_samples_mark(&view->policy.samples, &mark);
+}
+
+bool lec_samples_of(struct lec_handle *handle, uint32_t shard, struct lec_samples_copy *copy)
+{
+    struct lec_shard_view view;
+    if (shard >= handle->geometry.shard_count) return false;
+    lec_shard_view(handle, shard, 0, &view);
+    lec_samples_read(&view.policy.samples, copy);
+    copy->entries = view.node_count;
+    copy->units = view.space.units;
+    copy->threshold = __atomic_load_n(&view.policy.state->shadow.threshold, __ATOMIC_RELAXED);
+    return true;
+}
+
 static void add_shard(struct lec_handle *handle, uint32_t index, struct lec_totals *totals)
 {
     struct lec_shard_view view;

@@ -12,6 +12,7 @@
 #define ENTRIES_PER_SHARD 16384u    /* shards are halved down to this: small enough to be rebuilt in milliseconds */
 #define VALUES_PER_SHARD 4u         /* of the largest size, that a shard must have room for */
 #define SLOT_LOAD_PERCENT 62u       /* of the index's slots in use when a shard is full: beyond, full homes get frequent */
+#define SAMPLES_DIVISOR 100u        /* that part of the memory, at most, for the rings of samples */
 #define MIB (UINT64_C(1) << 20)
 
 /* How many of what a segment of this size gets for the processes and the manager. */
@@ -52,11 +53,15 @@ static uint64_t lay_out_tables(const struct lec_config *config, struct lec_geome
     geometry->sketch_lines = lec_policy_sketch_lines(nodes);
     geometry->generation_count = power_of_two_below((uint64_t)nodes * 2);
     geometry->expiry_words = lec_expiry_words(nodes, &geometry->expiry_leaves, &geometry->expiry_levels);
+    geometry->sample_count = lec_samples_for(config->memory_bytes / SAMPLES_DIVISOR / geometry->shard_count);
+    geometry->mark_count = lec_sample_marks_for(geometry->sample_count);
     geometry->buckets = round_up(sizeof(struct lec_shard), LEC_LINE);
     geometry->nodes = geometry->buckets + sizeof(struct lec_bucket) * (uint64_t)geometry->bucket_count;
     geometry->sketch = round_up(geometry->nodes + sizeof(struct lec_node) * (uint64_t)nodes, LEC_LINE);
     geometry->generations = geometry->sketch + (uint64_t)LEC_LINE * geometry->sketch_lines;
-    geometry->expiry = round_up(geometry->generations + 2 * sizeof(uint32_t) * (uint64_t)geometry->generation_count, LEC_LINE);
+    geometry->marks = round_up(geometry->generations + 2 * sizeof(uint32_t) * (uint64_t)geometry->generation_count, LEC_LINE);
+    geometry->samples = geometry->marks + sizeof(struct lec_sample_mark) * (uint64_t)geometry->mark_count;
+    geometry->expiry = round_up(geometry->samples + sizeof(uint64_t) * (uint64_t)geometry->sample_count, LEC_LINE);
     geometry->live = geometry->expiry + sizeof(uint64_t) * (uint64_t)geometry->expiry_words;
     geometry->used = geometry->live + 2 * sizeof(uint64_t) * (((uint64_t)nodes + 63) / 64);
     return geometry->used;

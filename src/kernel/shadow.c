@@ -62,19 +62,19 @@ static uint32_t holders(const struct lec_shadow_key *key)
 }
 
 /* Independent of the bits that place a key in a sketch. */
-static uint32_t sample_hash(const struct lec_shadow *shadow, uint32_t tag)
+uint32_t lec_shadow_sample_hash(const struct lec_shadow *shadow, uint32_t tag)
 {
     return (uint32_t)(lec_sketch_hash(shadow->seed, tag) * 0xd6e8feb86659fd93u >> 32);
 }
 
 static bool is_sampled(const struct lec_shadow *shadow, uint32_t tag)
 {
-    return sample_hash(shadow, tag) <= shadow->threshold;
+    return lec_shadow_sample_hash(shadow, tag) <= shadow->threshold;
 }
 
 static struct lec_shadow_key *set_of(struct lec_shadow *shadow, uint32_t tag)
 {
-    return &shadow->keys[sample_hash(shadow, tag) % LEC_SHADOW_SETS * LEC_SHADOW_WAYS];
+    return &shadow->keys[lec_shadow_sample_hash(shadow, tag) % LEC_SHADOW_SETS * LEC_SHADOW_WAYS];
 }
 
 static struct lec_shadow_key *key_find(struct lec_shadow *shadow, uint32_t tag)
@@ -503,15 +503,16 @@ void lec_shadow_hit(struct lec_shadow *shadow, struct lec_shadow_key *key, uint3
     access_key(shadow, key, count);
 }
 
-void lec_shadow_touched(struct lec_shadow *shadow, uint32_t tag, uint32_t count)
+uint32_t lec_shadow_touched(struct lec_shadow *shadow, uint32_t tag, uint32_t count)
 {
     struct lec_shadow_key *key = is_sampled(shadow, tag) ? key_find(shadow, tag) : NULL;
     if (!key)
-        return;
-    uint32_t before = key->polled;
+        return 0;
+    uint32_t hits = count > key->polled ? count - key->polled : 0u;
     key->polled = 0;
-    if (count > before)
-        access_key(shadow, key, count - before);
+    if (hits)
+        access_key(shadow, key, hits);
+    return hits;
 }
 
 void lec_shadow_gone(struct lec_shadow *shadow, struct lec_shadow_key *key)
@@ -521,10 +522,10 @@ void lec_shadow_gone(struct lec_shadow *shadow, struct lec_shadow_key *key)
         shadow->live--;
 }
 
-void lec_shadow_insert(struct lec_shadow *shadow, uint32_t tag, uint32_t node)
+bool lec_shadow_insert(struct lec_shadow *shadow, uint32_t tag, uint32_t node)
 {
     if (!is_sampled(shadow, tag))
-        return;
+        return false;
     struct lec_shadow_key *key = key_find(shadow, tag);
     if (!key)
         key = key_claim(shadow, tag);
@@ -534,6 +535,7 @@ void lec_shadow_insert(struct lec_shadow *shadow, uint32_t tag, uint32_t node)
     access_key(shadow, key, 1);
     if (shadow->live > LIVE_MOST)
         sample_fewer(shadow);
+    return true;
 }
 
 void lec_shadow_evict(struct lec_shadow *shadow, uint32_t tag)
@@ -546,11 +548,12 @@ void lec_shadow_evict(struct lec_shadow *shadow, uint32_t tag)
         lec_shadow_gone(shadow, key);
 }
 
-void lec_shadow_remove(struct lec_shadow *shadow, uint32_t tag)
+bool lec_shadow_remove(struct lec_shadow *shadow, uint32_t tag)
 {
     struct lec_shadow_key *key = is_sampled(shadow, tag) ? key_find(shadow, tag) : NULL;
     if (key)
         key_drop(shadow, key);
+    return key != NULL;
 }
 
 void lec_shadow_reset(struct lec_shadow *shadow, uint64_t seed)

@@ -71,15 +71,19 @@ struct lec_shadow {
 
 LEC_INTERNAL void lec_shadow_reset(struct lec_shadow *shadow, uint64_t seed);
 
-/* A key was inserted: node is where it lives now. Does nothing for keys that are not sampled. */
-LEC_INTERNAL void lec_shadow_insert(struct lec_shadow *shadow, uint32_t tag, uint32_t node);
+/* Sampled are the keys whose sample hash does not exceed the threshold. */
+LEC_INTERNAL uint32_t lec_shadow_sample_hash(const struct lec_shadow *shadow, uint32_t tag);
 
-/* A key left the cache: evicted (the racers decide for themselves), or deleted (the racers lose it too). */
+/* A key was inserted: node is where it lives now. False, and nothing is done, if it is not sampled. */
+LEC_INTERNAL bool lec_shadow_insert(struct lec_shadow *shadow, uint32_t tag, uint32_t node);
+
+/* A key left the cache: evicted (the racers decide for themselves), or deleted (the racers lose it too; true if it was known). */
 LEC_INTERNAL void lec_shadow_evict(struct lec_shadow *shadow, uint32_t tag);
-LEC_INTERNAL void lec_shadow_remove(struct lec_shadow *shadow, uint32_t tag);
+LEC_INTERNAL bool lec_shadow_remove(struct lec_shadow *shadow, uint32_t tag);
 
-/* The entry of a key was examined and its touches (1..LEC_TOUCH_MAX) taken: hits, but for those that polls have seen. */
-LEC_INTERNAL void lec_shadow_touched(struct lec_shadow *shadow, uint32_t tag, uint32_t count);
+/* The entry of a key was examined and its touches (1..LEC_TOUCH_MAX) taken: hits, but for those that polls have seen.
+ * Returns how many are news of a sampled key. */
+LEC_INTERNAL uint32_t lec_shadow_touched(struct lec_shadow *shadow, uint32_t tag, uint32_t count);
 
 /* The next live key to poll, NULL when the budget of keys to look at is spent. */
 LEC_INTERNAL struct lec_shadow_key *lec_shadow_next(struct lec_shadow *shadow, uint32_t *budget);

@@ -8,6 +8,16 @@
 #include "index.h"
 #include "reserve.h"
 
+static void samples_view(const struct lec_shard_view *view, uint8_t *base, struct lec_samples_view *samples)
+{
+    const struct lec_geometry *geometry = &view->handle->geometry;
+    samples->state = &view->shard->samples;
+    samples->marks = (struct lec_sample_mark *)(void *)(base + geometry->marks);
+    samples->events = (uint64_t *)(void *)(base + geometry->samples);
+    samples->event_count = geometry->sample_count;
+    samples->mark_count = geometry->mark_count;
+}
+
 static void policy_view(const struct lec_shard_view *view, uint64_t *sketch, struct lec_policy_view *policy)
 {
     policy->state = &view->shard->policy;
@@ -18,6 +28,7 @@ static void policy_view(const struct lec_shard_view *view, uint64_t *sketch, str
     policy->max_entries = view->node_count;
     policy->bucket_count = view->bucket_count;
     policy->total_units = view->space.units;
+    policy->now_ns = view->now_ns;
 }
 
 void lec_shard_view(struct lec_handle *handle, uint32_t index, uint64_t now_ns, struct lec_shard_view *view)
@@ -42,6 +53,14 @@ void lec_shard_view(struct lec_handle *handle, uint32_t index, uint64_t now_ns, 
     view->space.arena = base + geometry->arena;
     view->space.units = geometry->units;
     policy_view(view, (uint64_t *)(void *)(base + geometry->sketch), &view->policy);
+    samples_view(view, base, &view->policy.samples);
+}
+
+void lec_shard_view_tokens(struct lec_handle *handle, uint32_t index, struct lec_shard_view *view)
+{
+    const struct lec_geometry *geometry = &handle->geometry;
+    view->handle = handle;
+    view->generations = (uint32_t *)(void *)(handle->base + geometry->shards + geometry->shard_stride * index + geometry->generations);
 }
 
 /* ---- the lock ---- */
@@ -151,6 +170,7 @@ void lec_shard_clear_locked(const struct lec_shard_view *view)
     lec_space_rebuild(&view->space);
     nodes_reset(view);
     lec_policy_reset(&view->policy);
+    lec_samples_restart(&view->policy.samples);
     lec_expiry_reset_locked(view);
     /* Last: killed before, the next owner clears again. */
     atomic_store_explicit(&shard->epoch, epoch, memory_order_release);

@@ -27,6 +27,9 @@ struct lec_shard_view {
 /* The segment was validated at attach; `index` is below shard_count. */
 LEC_INTERNAL void lec_shard_view(struct lec_handle *handle, uint32_t index, uint64_t now_ns, struct lec_shard_view *view);
 
+/* Only what lec_token() and lec_fence() look at: a read has no use for the rest. */
+LEC_INTERNAL void lec_shard_view_tokens(struct lec_handle *handle, uint32_t index, struct lec_shard_view *view);
+
 static inline uint32_t lec_shard_of(const struct lec_handle *handle, uint64_t hash) { return (uint32_t)hash & (handle->geometry.shard_count - 1); }
 
 /* Formats a shard nobody uses yet. */
@@ -43,6 +46,9 @@ LEC_INTERNAL void lec_shard_clear_locked(const struct lec_shard_view *view);
 /* recover.c: rebuilds all derived structures from the slots and the live reservations; clears the shard if they
  * contradict each other. Idempotent: may be killed at any store and run again. Needs the lock. */
 LEC_INTERNAL void lec_shard_recover_locked(const struct lec_shard_view *view);
+
+/* regions.c: the next mark among the samples: when it is, and what all processes have looked up by now. */
+LEC_INTERNAL void lec_samples_mark_locked(const struct lec_shard_view *view);
 
 /* What lec_get() hands out for a key on a miss, and a fill must present (write.c). */
 LEC_INTERNAL uint64_t lec_token(const struct lec_shard_view *view, uint64_t hash, uint32_t epoch);

@@ -89,7 +89,7 @@ static uint64_t now_of(struct lec_handle *handle, const void *key, uint32_t key_
 {
     uint64_t hash = lec_hash(key, key_bytes, handle->seed);
     struct lec_shard_view view;
-    lec_shard_view(handle, lec_shard_of(handle, hash), 0, &view);
+    lec_shard_view_tokens(handle, lec_shard_of(handle, hash), &view);
     return number_of(&view, hash, lec_epoch(handle));
 }
 
@@ -217,6 +217,7 @@ static enum lec_status insert_locked(struct write *write)
     view->nodes[node].units_list = write->units;    /* list == FREE until the policy links it */
     lec_index_publish_locked(view, slot, lec_slot_word(lec_hash_tag(write->hash), write->unit));
     counters_add(view, 1, (uint64_t)write->store->key_bytes + write->store->value_bytes, 0);
+    if (lec_samples_want_mark(&view->policy.samples)) lec_samples_mark_locked(view);
     if (lec_policy_insert(&view->policy, node) != LEC_POLICY_OK) return LEC_DAMAGED;
     atomic_store_explicit(&view->shard->window_share, lec_policy_window_share(&view->policy), memory_order_relaxed);
     return LEC_OK;

@@ -418,6 +418,10 @@ static enum lec_status act_look_around(struct world *world, const struct stage *
     for (uint64_t cursor = 0; cursor != UINT64_MAX;)
         if (lec_scan_entry(&world->handle, &cursor, world->now, buffer_take, &buffer, &info) == LEC_RETIRED) break;
     free(buffer.data);
+    uint64_t events[world->handle.geometry.sample_count + 1];
+    struct lec_sample_mark marks[world->handle.geometry.mark_count + 1];
+    struct lec_samples_copy copy = {.events = events, .marks = marks};
+    REQUIRE(lec_samples_of(&world->handle, 0, &copy), "shard 0 has samples");
     world_totals(world, &totals);
     REQUIRE(world_check(world) == 0, "a sound segment");
     return LEC_OK;

@@ -15,13 +15,14 @@
 #include <unistd.h>
 
 #include "kernel.h"
+#include "miniature.h"
 
 #define MAX_STEPS 48u
 #define KEYS 24u
 #define NOW UINT64_C(5000000000)
 
 static const uint8_t boot_id[16] = "fuzz";
-static const struct lec_config config = {.max_entries = 44, .max_value_bytes = 2000, .tti_ns = 2000000000, .memory_bytes = 96 * 1024};
+static const struct lec_config config = {.max_entries = 44, .max_value_bytes = 2000, .tti_ns = 2000000000, .memory_bytes = 100 * 1024};
 
 /* ---- the segment ---- */
 
@@ -155,7 +156,7 @@ static void region_of(uint64_t kind, uint64_t index, uint64_t *offset, uint64_t 
         {shard + geometry->expiry, 8, geometry->expiry_words},
         {shard + geometry->live, 8, 2},
         {shard + geometry->used, 8, geometry->units / 64 + 1},
-        {entry_of(shard, index), sizeof(struct lec_entry), 1},
+        {shard + geometry->marks, sizeof(struct lec_sample_mark), geometry->mark_count ? geometry->mark_count : 1},
         {shard + geometry->arena, LEC_UNIT, geometry->units},
     };
     *offset = regions[kind % 16].offset;
@@ -257,11 +258,29 @@ static void attach(void)
     world.handle = handle;
 }
 
+/* What is read of the ring fits into exactly its buffers, and any events can be replayed. */
+static void replay_samples(uint32_t shard)
+{
+    const struct lec_geometry *geometry = &world.handle.geometry;
+    struct lec_samples_copy copy = {.events = malloc(geometry->sample_count * 8 + 1), .marks = malloc(geometry->mark_count * sizeof *copy.marks + 1)};
+    struct lec_miniature miniature;
+    void *memory = aligned_alloc(LEC_LINE, lec_miniature_bytes(9));
+    lec_miniature_create(&miniature, memory, (struct lec_miniature_size){9, 60}, shard, shard);
+    if (!lec_samples_of(&world.handle, shard % 4, &copy)) copy.event_count = copy.mark_count = 0;
+    expect(copy.event_count <= geometry->sample_count && copy.mark_count <= geometry->mark_count);
+    for (uint32_t at = 0; at < copy.event_count; at++) (void)lec_miniature_replay(&miniature, copy.events[at], world.now + at);
+    expect(miniature.entries <= 9 && miniature.units <= 60);
+    free(copy.events);
+    free(copy.marks);
+    free(memory);
+}
+
 static void read_regions(struct input *input)
 {
     struct lec_totals totals;
     uint64_t index = take(input, 4);
     lec_totals(&world.handle, &totals);
+    replay_samples((uint32_t)index);
     uint64_t counters[LEC_COUNTERS], histograms[LEC_HISTOGRAMS][LEC_HISTOGRAM_BUCKETS];
     (void)lec_count(&world.handle, (uint32_t)index % 128, index);
     (void)lec_observe(&world.handle, (uint32_t)index % 8, index);

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from llm_edge_cache.errors import SettingsError
-from llm_edge_cache.gateway.config import CONFIG_VARIABLE, DEFAULT_MEMORY, GatewayConfig
+from llm_edge_cache.gateway.config import CONFIG_VARIABLE, DEFAULT_MEMORY, SERVER_OPTIONS, GatewayConfig
 from llm_edge_cache.settings import L2Config, load_settings
 from llm_edge_cache.slab import SharedSlab
 from llm_edge_cache.slabconfig import SlabConfig
@@ -17,7 +17,7 @@ from llm_edge_cache.slabconfig import SlabConfig
 __all__ = ["add_parsers", "open_gateway_slab", "run_server"]
 
 _APPLICATION = "llm_edge_cache.gateway.app:from_environment"
-_KEEP_ALIVE_SECONDS = 75  # longer than clients keep a connection: else one closes it as the other writes
+_ADMIN_LOG = "llm_edge_cache.admin"
 _EXTRA = "the gateway needs its extra: pip install 'llm-edge-cache[gateway]'"
 
 
@@ -34,7 +34,8 @@ def add_parsers(commands: Any) -> None:
     parser.add_argument("--port", type=int, default=8080, help="port to listen on (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="worker processes")
     parser.add_argument("--name", metavar="S", help="name of the slab in shared memory")
-    parser.add_argument("--memory", metavar="BYTES", type=int, help="size of the slab, if it has to be made")
+    parser.add_argument("--memory", metavar="BYTES", type=int, help="size of the slab (default: that "
+                        "of the live one, LLM_EDGE_CACHE_L1_MEMORY, or 256 MiB)")  # fmt: skip
     parser.add_argument("--redis-url", metavar="URL", help="Redis shared with other hosts (a password is better given "
                         "by LLM_EDGE_CACHE_REDIS_URL)")  # fmt: skip
     parser.add_argument("--ttl", type=float, metavar="SECONDS", help="how long answers are kept")
@@ -43,15 +44,23 @@ def add_parsers(commands: Any) -> None:
     parser.add_argument("--stale-if-error", type=float, metavar="SECONDS", help="how long beyond its life an answer "
                         "may stand in for a failing upstream")  # fmt: skip
     parser.add_argument("--metrics-token", metavar="TOKEN", help="bearer token that /metrics wants")
+    parser.add_argument("--admin-token", metavar="TOKEN", help="bearer token that the dashboard and "
+                        "the admin calls want (better given by LLM_EDGE_CACHE_ADMIN_TOKEN); without one they answer "
+                        "this host alone")  # fmt: skip
     parser.add_argument("--show-workers", action="store_true", help="tell in headers which worker answered")
     parser.set_defaults(run=_serve)
 
 
 def _serve(options: argparse.Namespace) -> int:
     config = _config_of(options)
-    with open_gateway_slab(config.name, options.memory):
+    with open_gateway_slab(config.name, _memory_named(options)):
         run_server(config, options.host, options.port, options.workers)
     return 0
+
+
+def _memory_named(options: argparse.Namespace) -> int | None:
+    """Return the size that option or variable asks for; None: any that is live is right."""
+    return options.memory or load_settings().slab.memory_bytes
 
 
 def _config_of(options: argparse.Namespace) -> GatewayConfig:
@@ -70,7 +79,9 @@ def _config_of(options: argparse.Namespace) -> GatewayConfig:
     return GatewayConfig(
         upstream=upstream,
         name=options.name or settings.l1.name,
+        memory=_memory_named(options) or DEFAULT_MEMORY,
         l2=l2,
+        admin_token=settings.admin_token if options.admin_token is None else options.admin_token,
         share_between_callers=options.share_between_callers,
         show_workers=options.show_workers,
         **given,
@@ -108,8 +119,19 @@ def run_server(config: GatewayConfig, host: str, port: int, workers: int) -> Non
         port=port,
         workers=workers,
         access_log=False,
+        log_config=_log_config(uvicorn.config.LOGGING_CONFIG),
         log_level="warning",
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        server_header=False,
-        date_header=False,
+        **SERVER_OPTIONS,
     )
+
+
+def _log_config(servers: dict[str, Any]) -> dict[str, Any]:
+    """Return the server's logging with the admin calls' beside it: what was made void is told, and when."""
+    handler = {"class": "logging.StreamHandler", "formatter": _ADMIN_LOG, "stream": "ext://sys.stderr"}
+    logger = {"handlers": [_ADMIN_LOG], "level": "INFO", "propagate": False}
+    return {
+        **servers,
+        "formatters": {**servers["formatters"], _ADMIN_LOG: {"format": "%(asctime)s %(name)s: %(message)s"}},
+        "handlers": {**servers["handlers"], _ADMIN_LOG: handler},
+        "loggers": {**servers["loggers"], _ADMIN_LOG: logger},
+    }
