@@ -50,7 +50,7 @@ def test_without_a_mapping_the_process_s_environment_counts(monkeypatch: pytest.
 
 
 def test_without_variables_whatever_slab_is_live_is_right() -> None:
-    assert load_settings({"PATH": "/bin"}).slab == ("llm-edge-cache", None)
+    assert load_settings({"PATH": "/bin"}).slab == ("llm-edge-cache", None, None)
 
 
 def test_the_name_alone_configures_no_slab() -> None:
