@@ -97,6 +97,7 @@ def gateway(served: Gateway) -> Iterator[Gateway]:
     """The gateway that all share, before a provider that answers equal questions alike, and at once."""
     yield served
     served.upstream.provider.settings = AT_ONCE
+    served.upstream.is_hurried = False
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import psutil
 from stand_in_upstream import StandInUpstream, load_recordings
-from worker_servers import Server, is_running, wait_until
+from worker_servers import PATIENT_MASTER, Server, is_running, wait_until
 
 from llm_edge_cache import SharedSlab
 from llm_edge_cache.gateway.config import CONFIG_VARIABLE
@@ -37,6 +37,7 @@ UVICORN = [
     # Longer than clients keep a connection (the official ones 5 s, as long as uvicorn): 1 the server closes an idle one
     # 2 its client, which has not heard of it, sends the next request.
     *("--timeout-keep-alive", "75"),
+    *PATIENT_MASTER,
 ]
 
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"

@@ -87,8 +87,10 @@ class StandInUpstream:
     def __init__(
         self, settings: StandInSettings = AT_ONCE, recordings: dict[str, Plan] | None = None, port: int = 0
     ) -> None:
-        self.provider = StandInProvider(settings, recordings)
+        self.provider = StandInProvider(settings, recordings, sleep=self._delay)
         self.port = port
+        self.is_hurried = False
+        """Its delays end at once, those under way too: what is to happen before has all the time."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._is_ready = threading.Event()
@@ -113,6 +115,11 @@ class StandInUpstream:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    async def _delay(self, seconds: float) -> None:
+        end = self._loop.time() + seconds
+        while (left := end - self._loop.time()) > 0 and not self.is_hurried:
+            await asyncio.sleep(min(left, 0.01))
 
     def _run(self) -> None:
         with contextlib.closing(self._loop):

@@ -19,6 +19,7 @@ import httpx2
 import openai
 import pytest
 from gateway_servers import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES, Gateway
+from redis_servers import wait_for
 from stand_in_upstream import AT_ONCE, StandInUpstream
 
 from llm_edge_cache import CacheManager, L1Config, SharedSlab, SyncCacheManager
@@ -26,17 +27,18 @@ from llm_edge_cache.adapters import answering
 from llm_edge_cache.adapters import httpx2 as adapters_httpx2
 from llm_edge_cache.adapters.answering import protocol_at
 from llm_edge_cache.adapters.httpx import AsyncCachingTransport, CachingTransport
+from llm_edge_cache.flight import Flights, Running
 from llm_edge_cache.gateway.config import GatewayConfig
 from llm_edge_cache.gateway.exchange import ExchangeReader
 from llm_edge_cache.gateway.protocols import PROTOCOLS
 from llm_edge_cache.gateway.stand_in import StandInSettings
 
 MiB = 1 << 20
-PATIENCE = 20.0
+PATIENCE = 60.0
 FACES = ("threads", "asyncio")
 LIBRARIES = {"httpx": httpx, "httpx2": httpx2}
 SAY = [{"role": "user", "content": "say something"}]
-SLOWLY = StandInSettings(first_delay=0.3, word_delay=0.0, jitter=0.0)
+SLOWLY = StandInSettings(first_delay=60.0, word_delay=0.0, jitter=0.0)
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:openai")
 
@@ -54,6 +56,7 @@ def upstream(shared_upstream: StandInUpstream) -> Iterator[StandInUpstream]:
     shared_upstream.provider._control("/stand-in/reset", b"")
     yield shared_upstream
     shared_upstream.provider.settings = AT_ONCE
+    shared_upstream.is_hurried = False
 
 
 @pytest.fixture
@@ -63,6 +66,28 @@ def l1(name: str) -> L1Config:
 
 def calls(upstream: StandInUpstream) -> int:
     return upstream.provider.tally.calls
+
+
+@pytest.fixture
+def joined(monkeypatch: pytest.MonkeyPatch) -> list[Running]:
+    """Flights of others that callers have found, and wait for."""
+    found: list[Running] = []
+    join = Flights.join
+
+    def noted(self: Flights, *arguments: Any) -> Any:
+        flight = join(self, *arguments)
+        if isinstance(flight, Running):
+            found.append(flight)
+        return flight
+
+    monkeypatch.setattr(Flights, "join", noted)
+    return found
+
+
+def hurry_once(upstream: StandInUpstream, is_so: Callable[[], object]) -> None:
+    """Let the provider answer when it is so."""
+    wait_for(is_so, "they wait for one answer", timeout=PATIENCE)
+    upstream.is_hurried = True
 
 
 # ---- one way of asking for both faces ----
@@ -466,21 +491,27 @@ def test_a_ttl_ends(upstream: StandInUpstream, client: Client) -> None:
 # ---- one call for all ----
 
 
-def test_threads_that_ask_the_same_make_one_call(upstream: StandInUpstream, l1: L1Config) -> None:
+def test_threads_that_ask_the_same_make_one_call(
+    upstream: StandInUpstream, l1: L1Config, joined: list[Running]
+) -> None:
     upstream.provider.settings = SLOWLY
     with Client("threads", l1=l1) as client, ThreadPoolExecutor(8) as pool:
-        asked = list(pool.map(lambda _: client.ask(upstream.url + CHAT, chat(stream=True)), range(8)))
+        asking = [pool.submit(client.ask, upstream.url + CHAT, chat(stream=True)) for _ in range(8)]
+        hurry_once(upstream, lambda: len(joined) == 7)
+        asked = [one.result(PATIENCE) for one in asking]
     assert sorted({answer.cache for answer in asked}) == ["COALESCED", "MISS"]
     assert len({answer.body for answer in asked}) == 1
     assert calls(upstream) == 1
 
 
-def test_tasks_that_ask_the_same_make_one_call(upstream: StandInUpstream, l1: L1Config) -> None:
+def test_tasks_that_ask_the_same_make_one_call(upstream: StandInUpstream, l1: L1Config, joined: list[Running]) -> None:
     upstream.provider.settings = SLOWLY
 
     async def ask_all() -> list[Any]:
         async with httpx2.AsyncClient(transport=AsyncCachingTransport(l1=l1), timeout=PATIENCE) as http:
-            return await asyncio.gather(*(http.post(upstream.url + CHAT, json=chat()) for _ in range(8)))
+            hurrying = asyncio.to_thread(hurry_once, upstream, lambda: len(joined) == 7)
+            posts = (http.post(upstream.url + CHAT, json=chat()) for _ in range(8))
+            return (await asyncio.gather(hurrying, *posts))[1:]
 
     assert len({answer.content for answer in asyncio.run(ask_all())}) == 1
     assert calls(upstream) == 1
@@ -495,13 +526,17 @@ def test_processes_that_ask_the_same_make_one_call(upstream: StandInUpstream, na
     assert calls(upstream) == 1
 
 
-def test_those_who_wait_for_a_failing_call_ask_all_at_once(upstream: StandInUpstream, l1: L1Config) -> None:
+def test_those_who_wait_for_a_failing_call_ask_all_at_once(
+    upstream: StandInUpstream, l1: L1Config, joined: list[Running]
+) -> None:
     upstream.provider.settings = SLOWLY
     upstream.provider._control("/stand-in/faults", b'{"fault": "hang", "times": 1}')
     with Client("threads", l1=l1) as client, ThreadPoolExecutor(4) as pool:
-        first = pool.submit(client.ask, upstream.url + CHAT, chat(), timeout=httpx2.Timeout(PATIENCE, read=1.0))
-        time.sleep(0.3)
+        first = pool.submit(client.ask, upstream.url + CHAT, chat(), timeout=httpx2.Timeout(PATIENCE, read=5.0))
+        wait_for(lambda: calls(upstream) == 1, "it hangs", timeout=PATIENCE)
         others = [pool.submit(client.ask, upstream.url + CHAT, chat()) for _ in range(3)]
+        wait_for(lambda: len(joined) == 3, "they wait for it", timeout=PATIENCE)
+        hurry_once(upstream, lambda: calls(upstream) == 4)
         assert isinstance(first.exception(PATIENCE), httpx2.ReadTimeout)
         assert {other.result(PATIENCE).status for other in others} == {200}
     assert calls(upstream) == 4
@@ -510,8 +545,8 @@ def test_those_who_wait_for_a_failing_call_ask_all_at_once(upstream: StandInUpst
 def test_who_waits_waits_as_long_as_for_the_provider(upstream: StandInUpstream, l1: L1Config) -> None:
     upstream.provider._control("/stand-in/faults", b'{"fault": "hang", "times": 1}')
     with Client("threads", l1=l1) as client, ThreadPoolExecutor(1) as pool:
-        hanging = pool.submit(client.ask, upstream.url + CHAT, chat(), timeout=httpx2.Timeout(PATIENCE, read=3.0))
-        time.sleep(0.3)
+        hanging = pool.submit(client.ask, upstream.url + CHAT, chat(), timeout=httpx2.Timeout(PATIENCE, read=6.0))
+        wait_for(lambda: calls(upstream) == 1, "it hangs", timeout=PATIENCE)
         answer = client.ask(upstream.url + CHAT, chat(), timeout=httpx2.Timeout(PATIENCE, read=0.5))
         assert (answer.status, answer.cache, hanging.done()) == (200, "MISS", False)
         assert isinstance(hanging.exception(PATIENCE), httpx2.ReadTimeout)
@@ -542,15 +577,17 @@ def test_an_answer_that_is_dropped_unread_ends_its_flight(upstream: StandInUpstr
         source.close()
 
 
-def test_a_cancelled_call_lets_the_next_one_lead(upstream: StandInUpstream, l1: L1Config) -> None:
+def test_a_cancelled_call_lets_the_next_one_lead(
+    upstream: StandInUpstream, l1: L1Config, joined: list[Running]
+) -> None:
     upstream.provider._control("/stand-in/faults", b'{"fault": "hang", "times": 1}')
 
     async def cancel_and_ask() -> list[str]:
         async with httpx2.AsyncClient(transport=AsyncCachingTransport(l1=l1), timeout=PATIENCE) as http:
             task = asyncio.ensure_future(http.post(upstream.url + CHAT, json=chat()))
-            await asyncio.sleep(0.3)
+            await asyncio.to_thread(wait_for, lambda: calls(upstream) == 1, "it hangs")
             followers = [asyncio.ensure_future(http.post(upstream.url + CHAT, json=chat())) for _ in range(3)]
-            await asyncio.sleep(0.1)
+            await asyncio.to_thread(wait_for, lambda: len(joined) == 3, "they wait for it")
             task.cancel()
             return sorted(answer.headers["x-cache"] for answer in await asyncio.gather(*followers))
 

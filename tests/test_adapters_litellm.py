@@ -40,7 +40,10 @@ litellm.cache = litellm.Cache(type="local")
 litellm.cache.cache = LLMEdgeCache(L1Config(name=name, memory_bytes=4 << 20))
 said = litellm.completion("gpt-4o", messages=[{"role": "user", "content": "why"}], mock_response=answer, caching=True)
 print(said.choices[0].message.content, said.usage.total_tokens, said._hidden_params.get("cache_hit"))
-import time; time.sleep(0.5)  # LiteLLM stores from a thread of its own
+import time
+from llm_edge_cache import SharedSlab
+while not len(SharedSlab.attach(name)):  # LiteLLM stores from a thread of its own
+    time.sleep(0.01)
 """
 
 

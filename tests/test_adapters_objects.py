@@ -268,7 +268,7 @@ def test_a_configuration_that_differs_from_the_live_one_is_an_error(name: str) -
 
 def test_an_expired_value_is_a_miss(store: ObjectStore) -> None:
     store.set("k", 1, 0.05)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while store.has("k"):
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -78,9 +78,9 @@ def test_one_frame_names_everything(name: str, capsys: pytest.CaptureFixture[str
         asking = threading.Thread(target=ask)
         asking.start()
         try:
-            assert main(["top", "--name", name, "--once", "--interval", "0.3"]) == 0
+            assert main(["top", "--name", name, "--once", "--interval", "1"]) == 0
             printed = capsys.readouterr().out
-            assert main(["top", "--name", name, "--once", "--interval", "0.3", "--json"]) == 0
+            assert main(["top", "--name", name, "--once", "--interval", "1", "--json"]) == 0
             found = json.loads(capsys.readouterr().out)
         finally:
             stop.set()

@@ -337,4 +337,4 @@ def test_the_program_says_where_it_is_and_stops_when_told() -> None:
         assert json.load(connection.getresponse())["calls"] == 0
         connection.close()
         run.send_signal(signal.SIGINT)
-        assert run.wait(20) == 0
+        assert run.wait(60) == 0

@@ -33,8 +33,9 @@ from llm_edge_cache.gateway.stand_in import StandInSettings
 from llm_edge_cache.gateway.stand_in_faults import Plan
 
 DIFFERENT = StandInSettings(answers="different", words=30, first_delay=0.2, word_delay=0.03, jitter=0.0)
-SLOW_TO_BEGIN = StandInSettings(answers="different", words=10, first_delay=1.0, word_delay=0.01, jitter=0.0)
-SLOW_TO_END = StandInSettings(answers="different", words=50, first_delay=0.0, word_delay=0.03, jitter=0.0)
+# Until the test hurries.
+SLOW_TO_BEGIN = StandInSettings(answers="different", words=10, first_delay=60.0, word_delay=0.01, jitter=0.0)
+SLOW_TO_END = StandInSettings(answers="different", words=600, first_delay=0.0, word_delay=0.1, jitter=0.0)
 IDENTITY = re.compile(rb"(?:stand[-_]in)[-_](\d+-[0-9a-f]{8})")
 
 Run = Callable[[StandInSettings, Callable[[], Coroutine[Any, Any, None]]], None]
@@ -120,6 +121,8 @@ def test_who_comes_late_gets_what_has_come_so_far_and_then_the_rest_as_it_comes(
             leader = Reading(lead, CHAT, body)
             await until(lambda: leader.has_part() and leader.reply and len(leader.reply.parts) > 10)
             followers = [Reading(one, CHAT, body) for one in (near, *(one for one, _ in others))]
+            await until(lambda: all(reading.reply and len(reading.reply.parts) > 10 for reading in followers))
+            gateway.upstream.is_hurried = True
             replies = [await reading.end() for reading in (leader, *followers)]
         assert len({reply.body for reply in replies}) == 1
         last = replies[0].parts[-1][0]
@@ -162,6 +165,7 @@ def test_the_leader_s_client_hangs_up_and_everybody_else_gets_the_whole_answer(
             else:
                 await asyncio.sleep(0.3)
             leader.connection.writer.transport.abort()
+            gateway.upstream.is_hurried = True
             replies = [await reading.end() for reading in followers]
             await leader.task
         assert gateway.calls_of(CHAT, body) == 1
@@ -220,6 +224,7 @@ def test_a_worker_dies_before_the_first_byte_and_all_others_get_one_second_answe
             )
             await asyncio.sleep(0.4)  # they have joined
             os.kill(victim, signal.SIGKILL)
+            gateway.upstream.is_hurried = True
             replies = [await reading.end() for reading in followers]
             assert await leader.task is None
         assert gateway.calls_of(CHAT, body) == 2
@@ -250,12 +255,13 @@ def test_a_worker_dies_between_the_headers_and_the_first_event_and_all_others_ge
             await until(lambda: leader.reply)  # its headers
             await asyncio.sleep(0.3)
             os.kill(victim, signal.SIGKILL)
+            gateway.upstream.is_hurried = True
             replies = [await reading.end() for reading in followers]
             await leader.task
         assert gateway.calls_of(CHAT, body) == 2
         assert {(reply.status, reply.is_whole, reply.body) for reply in replies} == {(200, True, last)}
 
-    run(StandInSettings(first_delay=0.0, word_delay=1.5, jitter=0.0), main)
+    run(StandInSettings(first_delay=0.0, word_delay=60.0, jitter=0.0), main)
     gateway.wait_ready()
 
 
@@ -273,6 +279,7 @@ def test_a_worker_dies_in_mid_stream_and_no_client_gets_parts_of_two_answers(
             await until(lambda: leader.has_part() and all(reading.has_part() for reading in followers))
             os.kill(victim, signal.SIGKILL)
             cut = await leader.end()
+            gateway.upstream.is_hurried = True
             broken = [await reading.end() for reading in followers]
             whole = await asyncio.gather(*(ask(gateway.port, path, body) for _ in range(10)))
         assert not cut.is_whole
@@ -304,6 +311,7 @@ def test_a_worker_dies_alone_and_nothing_partial_is_stored(gateway: Gateway, run
             await until(leader.has_part)
             os.kill(victim, signal.SIGKILL)
             cut = await leader.end()
+            gateway.upstream.is_hurried = True
         reply = await ask(gateway.port, CHAT, body)
         assert (reply.cache, reply.is_whole, last_error(CHAT, reply)) == ("MISS", True, None)
         assert identities(reply).isdisjoint(identities(cut))

@@ -252,12 +252,12 @@ def test_a_child_forked_while_the_lock_is_held_does_not_keep_it(name: str) -> No
     with namelock.hold(_place(name)):
         pid = os.fork()
         if pid == 0:
-            time.sleep(30)
+            time.sleep(100)
             os._exit(0)
     try:
         begin = time.monotonic()
         SharedSlab(name, SMALL).close()
-        assert time.monotonic() - begin < 5
+        assert time.monotonic() - begin < 50
     finally:
         os.kill(pid, 9)
         os.waitpid(pid, 0)

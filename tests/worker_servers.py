@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from http.client import HTTPException
+from inspect import signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
@@ -25,13 +26,18 @@ from typing import Any
 from urllib.request import urlopen
 
 import psutil
+import uvicorn
 
 from llm_edge_cache import SharedSlab, naming
 
 DATA = Path(__file__).resolve().parent / "data"
-PATIENCE_SECONDS = float(os.environ.get("TEST_PATIENCE_SECONDS", "60"))
+PATIENCE_SECONDS = float(os.environ.get("TEST_PATIENCE_SECONDS", "100"))
 GUNICORN = ["-m", "gunicorn", "--chdir", str(DATA), "--bind", "127.0.0.1:0"]
-UVICORN = ["-m", "uvicorn", "--app-dir", str(DATA), "--host", "127.0.0.1", "--port", "0"]
+# The master kills a worker that does not answer it for 5 s: one that is stopped, or starved on a busy machine. It waits
+# as long for one that is killed when it has just been asked, and replaces it only then.
+_HAS_HEALTHCHECK = "timeout_worker_healthcheck" in signature(uvicorn.Config).parameters
+PATIENT_MASTER = ["--timeout-worker-healthcheck", "30"] if _HAS_HEALTHCHECK else []
+UVICORN = ["-m", "uvicorn", "--app-dir", str(DATA), "--host", "127.0.0.1", "--port", "0", *PATIENT_MASTER]
 NOTHING: Mapping[str, str] = MappingProxyType({})
 HOOKS = ["-c", "python:llm_edge_cache.workers.gunicorn"]
 _ADDRESS = re.compile(r"http://(?:127\.0\.0\.1|0\.0\.0\.0):([0-9]+)")
