@@ -55,7 +55,7 @@ def test_without_variables_whatever_slab_is_live_is_right() -> None:
 
 def test_the_name_alone_configures_no_slab() -> None:
     found = load_settings(_environ(NAME=" chat/eu"))
-    assert found.slab == (" chat/eu", None)  # as it stands: the application reads it too
+    assert found.slab == (" chat/eu", None, None)  # as it stands: the application reads it too
     assert found.l1 == L1Config(name=" chat/eu")
 
 
