@@ -17,13 +17,24 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llm_edge_cache import CacheableRequest, CachedResponse, CacheManager, L1Config, L2Config, SyncCacheManager
+from llm_edge_cache import (
+    CacheableRequest,
+    CachedResponse,
+    CacheManager,
+    L1Config,
+    L2Config,
+    SharedSlab,
+    SyncCacheManager,
+)
+from llm_edge_cache.flight import Running
+from llm_edge_cache.regions import Counter
 
 FACES = ("asyncio", "threads")
-LIVENESS = 20.0  # seconds after which something that takes two at most is given up
+LIVENESS = 60.0  # seconds after which something that takes two at most is given up
 
 _fork = multiprocessing.get_context("fork")
 
@@ -225,8 +236,24 @@ def _call(face: Face, provider: Provider, callers: int, name: str, options: dict
     return outcomes
 
 
-def _serve(pipe: Connection, kind: str, l1: L1Config, l2: L2Config | None) -> None:
+def _count_joins(face: Face, joined: Synchronized[int]) -> None:
+    """Count how often this process finds a flight of another one, and is going to wait for it."""
+    flights = face.manager._engine.flights
+    join = flights.join
+
+    def counted(*arguments: Any) -> Any:
+        found = join(*arguments)
+        if isinstance(found, Running):
+            with joined.get_lock():
+                joined.value += 1
+        return found
+
+    flights.join = counted  # type: ignore[method-assign]
+
+
+def _serve(pipe: Connection, kind: str, l1: L1Config, l2: L2Config | None, joined: Synchronized[int]) -> None:
     face = make_face(kind, l1, l2)
+    _count_joins(face, joined)
     face.open()
     pipe.send((0, os.getpid()))
     lock = threading.Lock()
@@ -254,8 +281,10 @@ class Worker:
     """A process with a cache manager; ended by `end` or `kill`."""
 
     def __init__(self, kind: str, l1: L1Config, l2: L2Config | None = None) -> None:
+        self.slab_name = l1.name
         self._pipe, theirs = _fork.Pipe()
-        self._process = _fork.Process(target=_serve, args=(theirs, kind, l1, l2), daemon=True)
+        self._joined = _fork.Value("i", 0)
+        self._process = _fork.Process(target=_serve, args=(theirs, kind, l1, l2, self._joined), daemon=True)
         self._process.start()
         theirs.close()
         self._waiting: dict[int, Future[Any]] = {}
@@ -289,6 +318,11 @@ class Worker:
     def do(self, method: str, *arguments: Any, **options: Any) -> Any:
         """Call another method of the manager and return its result."""
         return self._send(method, arguments, options).result(LIVENESS)
+
+    @property
+    def joined(self) -> int:
+        """How often it has found a flight of another process, and waits or waited for it."""
+        return self._joined.value
 
     def kill(self) -> None:
         """SIGKILL."""
@@ -333,3 +367,14 @@ def crew(kind: str, count: int, l1: L1Config, l2: L2Config | None = None) -> Ite
         yield workers
         for worker in workers:  # all at once: each may have a read of the stream under way
             worker.begin_end()
+
+
+def wait_joined(workers: list[Worker], callers: int) -> None:
+    """Wait until one of these workers computes and all other callers, so many in all, have joined it.
+
+    In each process one caller joins the flight of the other process, and the others join that one.
+    """
+    wait_until(lambda: sum(worker.joined for worker in workers) >= len(workers) - 1, "the processes join")
+    with SharedSlab.attach(workers[0].slab_name) as slab:
+        alone = callers - len(workers)
+        wait_until(lambda: slab._counter_sums()[Counter.COALESCED] >= alone, "the callers join")

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 import pytest
+from browser import find_chromium
 from fault_proxy import FaultProxy
 from gateway_servers import Gateway, recordings, run_gateway
 from redis_servers import RedisServer
@@ -70,6 +71,15 @@ def fault_proxy(redis_server: RedisServer) -> Iterator[FaultProxy]:
     """A proxy before `redis_server` that passes everything on, until it is told otherwise."""
     with FaultProxy(redis_server.address) as proxy:
         yield proxy
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """A Chromium that `Browser` can drive."""
+    found = find_chromium()
+    if found is None:
+        pytest.skip("no Chromium on the PATH, and no apt-get, root and network to install one: Debian's `chromium`")
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -121,6 +121,7 @@ def run_gateway(
     application: str = APPLICATION,
     options: tuple[str, ...] = (),
     has_probe: bool = True,
+    name: str | None = None,
     **config: Any,
 ) -> Iterator[Gateway]:
     """Serve between enter and exit; nothing is left behind, and nothing unforeseen was logged.
@@ -132,9 +133,10 @@ def run_gateway(
         application: makes the ASGI application, as uvicorn wants it named.
         options: uvicorn's.
         has_probe: the provider answers questions; needed for `connections_by_worker`.
+        name: of the slab; None: one that nobody else uses.
         config: fields of `GatewayConfig`.
     """
-    name = f"test-{os.getpid()}-{secrets.token_hex(6)}"
+    name = name or f"test-{os.getpid()}-{secrets.token_hex(6)}"
     settings = {"upstream": upstream.url, "name": name, "show_workers": True, **config}
     log = Path(tempfile.mkstemp(suffix=".log", dir=directory)[1])
     arguments = [*UVICORN, "--workers", str(workers), *options, application]

@@ -25,6 +25,10 @@ from llm_edge_cache.keys import tier_key
 from llm_edge_cache.regions import Counter, Word
 
 MiB = 1 << 20
+AMPLE = {"operation_timeout_ms": 10_000, "connection_timeout_ms": 10_000}
+"""Timeouts that do not pass, however slow the machine."""
+HASTY = {"operation_timeout_ms": 200, "connection_timeout_ms": 1000}
+"""Timeouts of tests in which they pass."""
 KINDS = ("threads", "asyncio")
 
 
@@ -64,7 +68,7 @@ class Face:
         l1: The first tier, in place of a small one of that name.
         slab: A slab for it.
         debug: Run the event loop in asyncio's debug mode.
-        options: Further fields of L2Config.
+        options: Further fields of L2Config; without them, Redis has ample time for everything.
     """
 
     def __init__(
@@ -79,7 +83,7 @@ class Face:
         **options: Any,
     ) -> None:
         l1 = l1 or L1Config(name=name, memory_bytes=4 * MiB)
-        l2 = None if url is None else L2Config(url, **options)
+        l2 = None if url is None else L2Config(url, **{**AMPLE, **options})
         self.prefix = b"" if l2 is None else l2.key_prefix.encode()
         self.cache: Any = (
             SyncCacheManager(l1, l2, slab=slab)

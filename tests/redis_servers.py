@@ -25,8 +25,10 @@ from redis.backoff import NoBackoff
 from redis.crc import key_slot
 from redis.retry import Retry
 
-LIVENESS = 20.0  # seconds after which something that takes one at most is given up
+LIVENESS = 60.0  # seconds after which something that takes one at most is given up
 SLOTS = 16384
+NODE_TIMEOUT_MS = 10_000  # of a Cluster: longer than any stall of a node that is well
+DOWN_AFTER_MS = 60_000  # of Sentinels: likewise, until a failover is wanted
 
 Found = TypeVar("Found")
 
@@ -54,14 +56,45 @@ def wait_for(is_so: Callable[[], Found], what: str, *, timeout: float = LIVENESS
         time.sleep(0.01)
 
 
-def free_port() -> int:
-    """A TCP port that nobody listens on, with the one that a Cluster node takes beside it (10,000 above)."""
-    while True:
-        port = random.randint(12000, 30000)
-        with contextlib.suppress(OSError), socket.socket() as one, socket.socket() as other:
-            one.bind(("127.0.0.1", port))
-            other.bind(("127.0.0.1", port + 10000))
-            return port
+class ReservedPort:
+    """A TCP port of the loopback that no other test takes, whether somebody listens on it or not.
+
+    With it comes the one that a Cluster node takes beside it (10,000 above); both are below the ports that the system
+    gives to whoever asks for any. It is reserved by being bound here, not listened on: a server that sets SO_REUSEADDR,
+    as all do, may bind and listen all the same, connections are refused until then, and who looks for a free port does
+    not set it.
+    """
+
+    def __init__(self) -> None:
+        self._holders: list[socket.socket] = []
+        self.number = 0
+        while not self.number:
+            port = random.randint(10000, 19999)
+            if self._bind(port) and self._bind(port + 10000):
+                self.number = port
+            else:
+                self.release()
+
+    def _bind(self, port: int) -> bool:
+        holder = socket.socket()
+        self._holders.append(holder)
+        try:
+            holder.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # from here on it is no obstacle to who sets it
+        return True
+
+    def release(self) -> None:
+        for holder in self._holders:
+            holder.close()
+        self._holders.clear()
+
+    def __enter__(self) -> int:
+        return self.number
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
 
 class RedisServer:
@@ -89,7 +122,8 @@ class RedisServer:
         sentinel: Sequence[str] | None = None,
     ) -> None:
         self.password = password
-        self.port = free_port()
+        self._reserved = ReservedPort()
+        self.port = self._reserved.number
         self.directory = Path(tempfile.mkdtemp(prefix="redis-"))
         self.unix_path = str(self.directory / "redis.sock")
         self.process: subprocess.Popen[bytes] | None = None
@@ -112,7 +146,7 @@ class RedisServer:
             lines += [f"maxmemory {maxmemory}", "maxmemory-policy noeviction"] if maxmemory else []
             lines += [f'requirepass "{password}"', f'masterauth "{password}"'] if password else []
             lines += [f"replicaof 127.0.0.1 {replica_of.port}"] if replica_of else []
-            lines += ["cluster-enabled yes", "cluster-node-timeout 1000"] if cluster else []
+            lines += ["cluster-enabled yes", f"cluster-node-timeout {NODE_TIMEOUT_MS}"] if cluster else []
         lines += [f"{name} {value}" for name, value in (options or {}).items()]
         (self.directory / "redis.conf").write_text("\n".join(lines) + "\n")
 
@@ -195,6 +229,7 @@ class RedisServer:
         """Kill it and remove its directory."""
         atexit.unregister(self.destroy)
         self.kill()
+        self._reserved.release()
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def __enter__(self) -> RedisServer:
@@ -210,7 +245,10 @@ class RedisServer:
 
 
 class SentinelGroup:
-    """A master, a replica and three Sentinels that notice a dead master after 300 ms; a context manager."""
+    """A master, a replica and three Sentinels; a context manager.
+
+    Sentinels notice a dead master after 300 ms once `fail_over` was called; before, none takes a slow one for dead.
+    """
 
     service = "main"
 
@@ -220,7 +258,7 @@ class SentinelGroup:
         login = [f"sentinel auth-pass {self.service} {password}"] if password else []
         watched = [
             f"sentinel monitor {self.service} 127.0.0.1 {self.master.port} 2",
-            f"sentinel down-after-milliseconds {self.service} 300",
+            f"sentinel down-after-milliseconds {self.service} {DOWN_AFTER_MS}",
             f"sentinel failover-timeout {self.service} 3000",
             *login,
         ]
@@ -245,7 +283,10 @@ class SentinelGroup:
     def fail_over(self) -> None:
         """Kill the master and wait until every Sentinel that lives names the former replica."""
         self.master.kill()
-        for sentinel in (sentinel for sentinel in self.sentinels if sentinel.process is not None):
+        alive = [sentinel for sentinel in self.sentinels if sentinel.process is not None]
+        for sentinel in alive:
+            sentinel.ask("SENTINEL", "SET", self.service, "down-after-milliseconds", 300)
+        for sentinel in alive:
             wait_for(lambda sentinel=sentinel: self._master_port(sentinel) == self.replica.port, "failover")  # type: ignore[misc]
 
     def __enter__(self) -> SentinelGroup:

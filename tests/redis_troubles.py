@@ -9,13 +9,16 @@ from typing import NamedTuple
 
 import redis
 from fault_proxy import FaultProxy
-from redis_servers import RedisServer, free_port
+from redis_servers import RedisServer, ReservedPort
 
 from llm_edge_cache.regions import Counter
 
 
 class Trouble(NamedTuple):
-    """A fault of one Redis, under control."""
+    """A fault of one Redis, under control.
+
+    Timeouts are to be short where one is among `reasons`, and nowhere else: there a slow machine might add it to them.
+    """
 
     url: str
     strike: Callable[[], object]
@@ -85,7 +88,7 @@ def busy() -> Iterator[Trouble]:
 OUTAGES: dict[str, Callable[[], contextlib.AbstractContextManager[Trouble]]] = {
     "killed": killed,
     "stopped": stopped,
-    "slow": lambda: on_the_wire(lambda proxy: proxy.delay(1.0), Counter.L2_ERROR_TIMEOUT),
+    "slow": lambda: on_the_wire(lambda proxy: proxy.delay(10.0), Counter.L2_ERROR_TIMEOUT),
     "half-open": lambda: on_the_wire(lambda proxy: proxy.half_open(), Counter.L2_ERROR_TIMEOUT),
     "refusing": lambda: on_the_wire(lambda proxy: proxy.refuse(), Counter.L2_ERROR_CONNECTION),
     "reset in mid-reply": lambda: on_the_wire(lambda proxy: proxy.reset_mid_reply(3), Counter.L2_ERROR_CONNECTION),
@@ -109,10 +112,10 @@ def full() -> Iterator[Trouble]:
 
 @contextlib.contextmanager
 def read_only() -> Iterator[Trouble]:
-    with RedisServer() as server:
+    with RedisServer() as server, ReservedPort() as nowhere:
         yield Trouble(
             server.url,
-            lambda: server.ask("REPLICAOF", "127.0.0.1", free_port()),
+            lambda: server.ask("REPLICAOF", "127.0.0.1", nowhere),
             lambda: server.ask("REPLICAOF", "NO", "ONE"),
             {Counter.L2_ERROR_READONLY},
         )

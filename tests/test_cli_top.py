@@ -14,8 +14,8 @@ import pytest
 
 from llm_edge_cache import CacheableRequest, CachedResponse, L1Config, SharedSlab, SyncCacheManager
 from llm_edge_cache.cli.main import main
-from llm_edge_cache.cli.reading import look, quantile
 from llm_edge_cache.cli.top import HotKeys, Step
+from llm_edge_cache.reading import look, quantile
 
 MiB = 1 << 20
 

@@ -62,6 +62,9 @@ def test_the_gateway_stays_up_until_it_is_interrupted() -> None:
     with subprocess.Popen([*COMMAND, "--requests", "4"], stdout=subprocess.PIPE, text=True) as process:
         url = re.search(r"curl -si (http://\S+/chat/completions)", _printed_until_up(process))
         assert url is not None
+        dashboard = url[1].replace("/v1/chat/completions", "/dashboard")
+        with urllib.request.urlopen(dashboard, timeout=30) as answer:
+            assert b"<title>llm-edge-cache</title>" in answer.read()
         body = b'{"model": "stand-in", "messages": [{"role": "user", "content": "Hello?"}]}'
         request = urllib.request.Request(url[1], body, {"content-type": "application/json"})
         for expected in ("MISS", "HIT"):

@@ -91,6 +91,25 @@ def test_what_goes_to_the_upstream_is_of_this_request_not_of_the_one_that_was_re
     assert again.body == BODY
 
 
+def test_tags_are_no_part_of_the_key_and_stay_here() -> None:
+    reader = ExchangeReader(CONFIG)
+    plain, tagged = read(reader, BODY, KEY), read(reader, BODY, KEY, (b"x-cache-tags", b"a, b"))
+    assert tagged.key == plain.key
+    assert (plain.controls.tags, tagged.controls.tags) == ((), ("a", "b"))
+    assert tagged.headers == plain.headers
+
+
+def test_the_tag_of_a_namespace_goes_before_the_others() -> None:
+    headers = [(b"x-cache-tags", b"a,b"), (b"x-portkey-cache-namespace", "\u00e9".encode())]
+    assert read(ExchangeReader(CONFIG), BODY, *headers).controls.tags == ("namespace:\u00e9", "a", "b")
+
+
+def test_an_operator_may_not_want_tags_of_callers() -> None:
+    config = GatewayConfig(upstream="http://127.0.0.1:1", obey_controls=frozenset({"namespace"}))
+    headers = [(b"x-cache-tags", b"a,b"), (b"x-portkey-cache-namespace", b"n")]
+    assert read(ExchangeReader(config), BODY, *headers).controls.tags == ("namespace:n",)
+
+
 def test_a_bad_request_stays_bad() -> None:
     reader = ExchangeReader(CONFIG)
     for _ in range(2):

@@ -67,6 +67,7 @@ ORDER = [
     "decorator",
     "series",
     "metrics",
+    "reading",
     "snapshot_file",
     "snapshot",
     "__init__",

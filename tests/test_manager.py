@@ -53,7 +53,7 @@ def prefix() -> str:
 @pytest.fixture
 def both(kind: str, name: str, prefix: str, redis_server: RedisServer) -> Iterator[Face]:
     """Both tiers, with time enough for a busy machine."""
-    with Face(kind, name, redis_server.unix_url, key_prefix=prefix, operation_timeout_ms=10_000) as face:
+    with Face(kind, name, redis_server.unix_url, key_prefix=prefix) as face:
         yield face
 
 
@@ -526,7 +526,7 @@ def test_health_after_the_slab_was_unlinked(cache: Face) -> None:
 
 
 def test_it_works_without_open(kind: str, name: str, prefix: str, redis_server: RedisServer) -> None:
-    face = Face(kind, name, redis_server.unix_url, key_prefix=prefix, operation_timeout_ms=10_000)
+    face = Face(kind, name, redis_server.unix_url, key_prefix=prefix)
     assert not face.lookup(ask("x")).is_hit
     face.put_in_redis(ask("x"))
     assert face.lookup(ask("x")).tier == "l2"

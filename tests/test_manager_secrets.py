@@ -189,7 +189,7 @@ def test_faults_give_nothing_away(fault: str, kind: str, name: str, witness: Wit
         server = stack.enter_context(RedisServer(password=PASSWORD))
         proxy = stack.enter_context(FaultProxy(server.address))
         url = f"redis://:{PASSWORD}@127.0.0.1:{proxy.port}/0"
-        face = stack.enter_context(Face(kind, name, url, debug=True, operation_timeout_ms=50))
+        face = stack.enter_context(Face(kind, name, url, debug=True, operation_timeout_ms=200))
         face.wait_usable()
         FAULTS[fault](server, proxy)
         use(face, witness)

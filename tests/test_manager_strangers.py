@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from manager_faces import KINDS, Face, answer, ask, judge
 from redis_servers import RedisServer, wait_for
 
 from llm_edge_cache import CacheableRequest, generate_cache_key
+from llm_edge_cache.effects import World, perform
 from llm_edge_cache.invalidation import _JOURNAL
 from llm_edge_cache.redis_records import pack_id
+from llm_edge_cache.redis_tier import UNANSWERED
 from llm_edge_cache.regions import Counter, Word
 
 BAD = [counter for counter in Counter if counter.name.startswith("BAD_")]
@@ -41,7 +45,7 @@ GARBAGE: dict[str, bytes] = {
 def face(request: pytest.FixtureRequest, redis_server: RedisServer) -> Iterator[Face]:
     """A cache for all tests that leave the stream alone."""
     name = f"test-{os.getpid()}-strangers-{request.param}"
-    with Face(request.param, name, redis_server.url, key_prefix=f"{name}:", operation_timeout_ms=1000) as made:
+    with Face(request.param, name, redis_server.url, key_prefix=f"{name}:") as made:
         made.wait_usable()
         yield made
         assert made.count(*ERRORS) == 0
@@ -51,7 +55,7 @@ def face(request: pytest.FixtureRequest, redis_server: RedisServer) -> Iterator[
 @pytest.fixture
 def own_face(name: str, redis_server: RedisServer) -> Iterator[Face]:
     """A cache for one test."""
-    with Face("threads", name, redis_server.url, key_prefix=f"{name}:", operation_timeout_ms=1000) as made:
+    with Face("threads", name, redis_server.url, key_prefix=f"{name}:") as made:
         made.wait_usable()
         yield made
 
@@ -159,6 +163,16 @@ def test_another_type_in_place_of_a_value_is_a_counted_miss_and_goes(
 def test_a_lease_for_years_holds_nobody_up(face: Face, redis_server: RedisServer, deadline: int) -> None:
     redis_server.ask("SET", face.redis_name(REQUEST), LEASE % deadline)
     assert judge(REQUEST, face.get_or_compute(REQUEST, lambda: answer(REQUEST), timeout=30))
+
+
+@pytest.mark.parametrize("reply", [[], [-5], [b"one", b"two"], [None, None], [-5, b"two", b"three"], {}])
+def test_an_answer_to_a_claim_that_no_script_gives_is_none(face: Face, reply: object) -> None:
+    assert face.engine.tier is not None
+    redis: Any = SimpleNamespace(run=lambda *_, **__: reply)
+    bad = face.count(*BAD)
+    claim = face.engine.tier.claim(generate_cache_key(REQUEST).encode(), b"1" * 32)
+    assert perform(claim, World(redis, lambda _: None)) is UNANSWERED
+    assert face.count(*BAD) > bad
 
 
 def test_garbage_is_removed_only_while_it_is_there(face: Face, redis_server: RedisServer) -> None:

@@ -53,7 +53,7 @@ def try_everything(name: str, url: str) -> None:
     with contextlib.ExitStack() as stack:
         faces = []
         for kind in KINDS:
-            face = stack.enter_context(Face(kind, f"{name}-{kind}", url, operation_timeout_ms=1000))
+            face = stack.enter_context(Face(kind, f"{name}-{kind}", url))
             stack.callback(face.slab.unlink)
             face.wait_usable()
             faces.append(face)
@@ -187,7 +187,8 @@ def test_a_user_without_sizing_rights_has_everything_but_sizes(name: str, restri
 
 
 def test_sizes_are_not_asked_of_a_redis_that_is_away(name: str, redis_server: RedisServer) -> None:
-    with FaultProxy(redis_server.address) as proxy, Face("threads", name, proxy.url, key_prefix=f"{name}:") as face:
+    options = {"key_prefix": f"{name}:", "operation_timeout_ms": 1000}
+    with FaultProxy(redis_server.address) as proxy, Face("threads", name, proxy.url, **options) as face:
         face.wait_usable()
         face.put_in_redis(ask("one"))
         assert face.l2_approximate_size() == 1

@@ -298,7 +298,7 @@ def make(request: pytest.FixtureRequest) -> Iterator[Callable[..., Face]]:
     made: list[Face] = []
 
     def make_one(url: str, **options: Any) -> Face:
-        made.append(make_face(request.param, url, **{"operation_timeout": 0.5, **options}))
+        made.append(make_face(request.param, url, **{"operation_timeout": 10.0, **options}))
         return made[-1]
 
     yield make_one
@@ -308,7 +308,7 @@ def make(request: pytest.FixtureRequest) -> Iterator[Callable[..., Face]]:
 
 def test_a_failed_master_is_replaced_by_the_one_that_the_sentinels_elect() -> None:
     with SentinelGroup(password="pw") as group:
-        faces = [make_face(kind, group.url, operation_timeout=0.5) for kind in ("threads", "asyncio")]
+        faces = [make_face(kind, group.url, operation_timeout=10.0) for kind in ("threads", "asyncio")]
         for face in faces:
             face.connect()
             assert face.run(Script(SET, b"k", (b"before",))) == b"OK"
@@ -333,7 +333,7 @@ def is_served(face: Face, value: bytes) -> bool:
         answer = face.run(Call(("GET", b"k")))
     except RedisTrouble as found:
         answer = found.is_outage
-    assert time.monotonic() - start < 5.0
+    assert time.monotonic() - start < 15.0
     assert answer in {value, True}
     return bool(answer == value)
 

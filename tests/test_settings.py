@@ -226,6 +226,19 @@ def test_configurations_differ_by_url_and_can_be_hashed() -> None:
 # ---- variables that are none of ours ----
 
 
+def test_the_admin_token_is_taken_as_it_stands_and_shown_nowhere() -> None:
+    found = load_settings(_environ(ADMIN_TOKEN=SECRET))
+    assert found.admin_token == SECRET
+    assert SECRET not in repr(found)
+
+
+@pytest.mark.parametrize("token", ["", f"{SECRET} two", f"{SECRET}\n", f"{SECRET}\u00e9"])
+def test_a_bad_admin_token_is_refused_without_being_shown(token: str) -> None:
+    error = _refusal(ADMIN_TOKEN=token)
+    assert str(error).startswith("LLM_EDGE_CACHE_ADMIN_TOKEN='***' is not allowed: it must be visible ASCII characters")
+    assert SECRET not in "".join(traceback.format_exception(error))
+
+
 def test_an_unknown_variable_is_a_warning_that_names_the_nearest(caplog: pytest.LogCaptureFixture) -> None:
     load_settings({**_environ(L1_TLT=SECRET, L1_TTL="60"), "OTHER_L1_TTL": "1"})
     (record,) = caplog.records

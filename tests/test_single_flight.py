@@ -20,11 +20,11 @@ from callers import (
     Outcome,
     Provider,
     Threads,
-    Worker,
     crew,
     make_face,
     outcome_of,
     request,
+    wait_joined,
     wait_until,
 )
 
@@ -100,7 +100,7 @@ def test_a_failure_reaches_who_waits_and_nobody_else(kind: str, l1: L1Config, tm
     with crew(kind, 3, l1) as workers:
         calls = {worker.pid: worker.call(failing, callers=5) for worker in workers}
         (call,) = failing.wait_called()
-        wait_for_joiners(workers, 15)
+        wait_joined(workers, 15)
         failing.open()
         for outcome in collect([calls.pop(call.pid)]):
             assert (outcome.error, outcome.text) == ("ProviderError", "no credit")
@@ -112,12 +112,6 @@ def test_a_failure_reaches_who_waits_and_nobody_else(kind: str, l1: L1Config, tm
         again = Provider(tmp_path / "again")
         assert collect([workers[1].call(again)])[0].error is None
         assert len(again.calls()) == 1
-
-
-def wait_for_joiners(workers: list[Worker], count: int) -> None:
-    """Wait until so many get_or_compute() calls have missed in L1, and have had time to join the flight."""
-    wait_until(lambda: workers[0].do("metrics_snapshot").l1_misses >= count, "the callers miss")
-    time.sleep(0.1)
 
 
 def test_callers_of_one_process_get_the_same_exception(face: Face, shut: Provider) -> None:
@@ -159,7 +153,7 @@ def test_who_waits_longer_goes_on_when_the_first_gives_up(kind: str, l1: L1Confi
         leading = leader.call(shut)
         shut.wait_called()
         hasty = other.call(shut, timeout=0.1)
-        wait_for_joiners([leader], 2)
+        wait_joined([leader, other], 2)
         patient = other.call(shut)
         assert hasty.result(LIVENESS)[0].error == "TimeoutError"
         shut.open()
@@ -341,7 +335,7 @@ def test_nor_by_that_of_another_process(
         shut.wait_called()
         other.do(*invalidation)
         late = other.call(Provider(tmp_path / "late", content="new"), callers=3, tags=("news",))
-        wait_for_joiners([one], 4)
+        wait_until(lambda: one.do("metrics_snapshot").l1_misses >= 4, "they miss")
         shut.open()
         assert collect([early])[0].error == (failure and "ProviderError")
         assert [outcome.content for outcome in collect([late])] == ["new"] * 3
@@ -360,7 +354,7 @@ def test_values_too_large_for_l1_are_computed_by_all_processes_at_once(
         calls = [leader.call(large)]
         large.wait_called()
         calls += [other.call(meeting, callers=3) for other in others]
-        wait_for_joiners([leader], 10)
+        wait_joined([leader, *others], 10)
         large.open()
         meeting.wait_called(3)  # all before the first of them has answered
         meeting.open()
@@ -420,7 +414,7 @@ def test_tasks_whose_cache_is_closed_get_an_error(l1: L1Config, tmp_path: Path, 
     shut.wait_called()
     with crew("asyncio", 1, l1) as (other,):
         waiting = other.call(Provider(tmp_path / "others"), callers=3)
-        wait_for_joiners([other], 6)
+        wait_until(lambda: other.joined == 1 and counted(face, Counter.COALESCED) == 4, "they wait")
         face.close()
         assert [outcome_of(call).error for call in calls] == ["ComputeError"] * 3
         assert [outcome.content for outcome in collect([waiting])] == [f"answer of {other.pid}"] * 3
@@ -432,7 +426,7 @@ def test_who_waits_for_another_process_at_close_is_told(kind: str, l1: L1Config,
         leading = leader.call(shut)
         shut.wait_called()
         waiting = face.start(shut)
-        wait_for_joiners([leader], 2)
+        wait_until(lambda: counted(face, Counter.L1_MISSES) == 2, "it misses")
         face.close()
         assert outcome_of(waiting).error in ("SlabClosedError", "ComputeError")
         shut.open()

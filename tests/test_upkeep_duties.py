@@ -81,7 +81,7 @@ def test_an_unreachable_redis_is_probed_by_one_process_an_interval(
     before, since = fault_proxy.accepted, time.monotonic()
     time.sleep(1.2)
     probes = fault_proxy.accepted - before
-    assert probes <= (time.monotonic() - since) / 0.5 + 1
+    assert probes <= (time.monotonic() - since) / 0.5 + 2  # one may have been claimed before, and be sent only now
 
 
 def test_the_journal_is_delivered(host: HostParts, redis_server: RedisServer, start: Start) -> None:

@@ -105,7 +105,7 @@ def test_a_history_without_a_beginning_is_about_its_own_time(name: str) -> None:
         hits = replay(slab, keys)
         answer = ask(slab)
     assert not answer.is_whole
-    assert answer.lookups < answer.lookups_remembered < len(keys)
+    assert answer.lookups <= answer.lookups_remembered < len(keys)  # equal where all marks are of one tick of the clock
     assert answer.estimates[1].hit_ratio == pytest.approx(sum(hits[-answer.lookups :]) / answer.lookups, abs=0.01)
     real = real_ratios(name, keys, config, answer.lookups)
     del real[4.0]  # its history is shorter than that takes

@@ -34,7 +34,7 @@ GUNICORN = ["-m", "gunicorn", "--chdir", str(DATA), "--bind", "127.0.0.1:0"]
 UVICORN = ["-m", "uvicorn", "--app-dir", str(DATA), "--host", "127.0.0.1", "--port", "0"]
 NOTHING: Mapping[str, str] = MappingProxyType({})
 HOOKS = ["-c", "python:llm_edge_cache.workers.gunicorn"]
-_ADDRESS = re.compile(r"http://127\.0\.0\.1:([0-9]+)")
+_ADDRESS = re.compile(r"http://(?:127\.0\.0\.1|0\.0\.0\.0):([0-9]+)")
 
 
 def wait_until(is_so: Callable[[], Any], what: str) -> Any:

@@ -26,7 +26,6 @@ too much, never too little.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -34,7 +33,7 @@ import msgspec
 import xxhash
 
 from llm_edge_cache.effects import Steps
-from llm_edge_cache.keys import tier_key
+from llm_edge_cache.keys import is_tier_key, tier_key
 from llm_edge_cache.model import CacheableRequest
 from llm_edge_cache.redis_client import Call, RedisTrouble, Script
 from llm_edge_cache.redis_records import RAISE, TOMBSTONE, pack_id, text_of_id
@@ -79,7 +78,6 @@ class Invalidation(msgspec.Struct, frozen=True, array_like=True):
 
 
 _ALL: Final = Invalidation("all")
-_CACHE_KEY: Final = re.compile(r"[0-9a-f]{64}")
 _decode_journal: Final = msgspec.msgpack.Decoder(list[Invalidation]).decode
 _encode_journal: Final = msgspec.msgpack.Encoder().encode
 _COUNTERS: Final = {
@@ -223,7 +221,7 @@ def _journal_entries(data: bytes) -> list[Invalidation]:
 
 def _is_sound(what: Invalidation) -> bool:
     """Tell whether this can have been asked for; what is read from shared places need not be ours."""
-    return what.kind != "key" or _CACHE_KEY.fullmatch(what.name) is not None
+    return what.kind != "key" or is_tier_key(what.name.encode())
 
 
 def applied(fields: dict[bytes, bytes]) -> tuple[Invalidation | None, bytes]:

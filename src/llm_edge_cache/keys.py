@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Final
 
 from llm_edge_cache.model import CacheableRequest
 
-__all__ = ["generate_cache_key", "generate_short_key", "tier_key"]
+__all__ = ["generate_cache_key", "generate_short_key", "is_tier_key", "tier_key"]
 
 _SHORT: Final = 16  # digits
 _sha256: Final = hashlib.sha256
+_TIER_KEY: Final = re.compile(rb"[0-9a-f]{64}")
 
 
 def generate_cache_key(request: CacheableRequest) -> str:
@@ -34,6 +36,11 @@ def tier_key(request: CacheableRequest) -> bytes:
     except (AttributeError, KeyError):
         raise TypeError(f"a key needs a CacheableRequest, not {type(request).__name__}") from None
     return key
+
+
+def is_tier_key(key: bytes) -> bool:
+    """Tell whether a key can be a request's."""
+    return _TIER_KEY.fullmatch(key) is not None
 
 
 def generate_short_key(request: CacheableRequest) -> str:

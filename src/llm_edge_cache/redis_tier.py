@@ -223,7 +223,7 @@ class RedisTier:
                     if reply == 2:
                         self._slab._count(BAD["format"])
                     return Leased(token) if reply > 0 else Busy(-reply / 1000)
-                left, record = reply if isinstance(reply, list) else (None, reply)
+                left, record = _behind_lease(reply)
                 found = yield from self._judge(key, record)
                 if left is not None:
                     return Busy(-left / 1000, found)
@@ -310,3 +310,13 @@ class RedisTier:
     def release_command(self, key: bytes, lease: bytes) -> Script:
         """Return the command that gives a lease up."""
         return Script(RELEASE, self.names.value(key), (lease,))
+
+
+def _behind_lease(reply: Any) -> tuple[int | None, Any]:
+    """What CLAIM found: the lease's milliseconds, negative, where another one's is before the record; and the record.
+
+    Any other list is what no Redis answers, and a record of nobody's.
+    """
+    if isinstance(reply, list) and len(reply) == 2 and isinstance(reply[0], int):
+        return reply[0], reply[1]
+    return None, reply

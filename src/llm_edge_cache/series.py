@@ -14,7 +14,7 @@ from llm_edge_cache.native import native
 from llm_edge_cache.regions import Counter, Histogram, Word
 from llm_edge_cache.slabconfig import SlabConfig
 
-__all__ = ["BUCKET_BOUNDS_NS", "HISTOGRAMS", "SERIES", "HistogramSeries", "Reading", "Series"]
+__all__ = ["BUCKET_BOUNDS_NS", "HISTOGRAMS", "SERIES", "VERSION", "HistogramSeries", "Reading", "Series"]
 
 _NS_PER_SECOND: Final = 1_000_000_000
 _NS_PER_MS: Final = 1_000_000
@@ -105,6 +105,10 @@ def _version() -> str:
         return importlib.metadata.version("llm-edge-cache")
     except importlib.metadata.PackageNotFoundError:  # run from sources that were never installed
         return "unknown"
+
+
+VERSION: Final = _version()
+"""Of this package."""
 
 
 def _counter(name: str, text: str, source: Source) -> Series:
@@ -349,7 +353,7 @@ _BUILD: Final = Series(
     "gauge",
     "1; its labels tell the version and that of the segment's layout.",
     ("version", "layout"),
-    (((_version(), str(native.LAYOUT_VERSION)), lambda _: 1),),
+    (((VERSION, str(native.LAYOUT_VERSION)), lambda _: 1),),
 )
 
 SERIES: Final[tuple[Series, ...]] = (*_TRAFFIC, *_SLAB, *_FLIGHTS, *_INVALIDATION, *_REDIS, _BUILD)

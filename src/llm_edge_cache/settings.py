@@ -19,10 +19,13 @@ from llm_edge_cache.errors import RedisConfigError, SettingsError
 from llm_edge_cache.redis_target import parse_redis_url
 from llm_edge_cache.slabconfig import MiB, SlabConfig
 
-__all__ = ["PREFIX", "L1Config", "L2Config", "Settings", "SlabSettings", "load_settings"]
+__all__ = ["PREFIX", "VISIBLE", "L1Config", "L2Config", "Settings", "SlabSettings", "is_token", "load_settings"]
 
 PREFIX: Final = "LLM_EDGE_CACHE_"
 """What the names of all variables begin with."""
+
+VISIBLE: Final = "visible ASCII characters, at least one"
+"""What `is_token` allows."""
 
 _LONGEST_NAME_BYTES: Final = 1024
 _LONGEST_TIMEOUT_MS: Final = 60_000
@@ -123,7 +126,7 @@ class SlabSettings(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Settings:
-    """What the environment says. Its repr shows no password."""
+    """What the environment says. Its repr shows no password and no token."""
 
     l1: L1Config
     l2: L2Config | None
@@ -131,6 +134,8 @@ class Settings:
     upstream: str | None
     """URL of the provider that the gateway asks; None when none is named."""
     slab: SlabSettings
+    admin_token: str | None = dataclasses.field(default=None, repr=False)
+    """What the gateway's admin calls want as a bearer token; None: they answer their own host alone."""
 
 
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
@@ -166,6 +171,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         l2=l2 if "redis_url" in fields["l2"] else None,
         upstream=fields["gateway"].get("upstream"),
         slab=SlabSettings(l1.name, slab_config, slab_fields.get("memory_bytes")),
+        admin_token=fields["gateway"].get("admin_token"),
     )
 
 
@@ -295,6 +301,17 @@ def _parse_upstream(text: str) -> str:
     return text
 
 
+def is_token(text: str) -> bool:
+    """Tell whether a text can be a bearer token."""
+    return bool(text) and text.isascii() and text.isprintable() and " " not in text
+
+
+def _parse_token(text: str) -> str:
+    if not is_token(text):
+        raise ValueError("token")
+    return text
+
+
 class _Variable(NamedTuple):
     suffix: str
     """The name without the prefix."""
@@ -331,6 +348,7 @@ _VARIABLES: Final = (
     _Variable("COMPRESS_ABOVE", "l2", "compress_above", _or_none(_parse_count), "a number of bytes, or 'none'"),
     _Variable("QUEUE_LIMIT", "l2", "queue_limit", _parse_positive_count, "a number of writes, at least 1"),
     _Variable("STALENESS", "l2", "staleness_seconds", _parse_seconds, _SECONDS),
+    _Variable("ADMIN_TOKEN", "gateway", "admin_token", _parse_token, VISIBLE, lambda _: "***"),
     _Variable("UPSTREAM", "gateway", "upstream", _parse_upstream, _UPSTREAM, _mask_url),
 )
 # The fields of L1Config that lay out its slab, under their names in SlabConfig.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import re
 import sys
 from typing import Any, Final
 
@@ -13,6 +12,7 @@ from llm_edge_cache.cli.output import count_text, json_line, key_text, say, size
 from llm_edge_cache.effects import perform
 from llm_edge_cache.engine import DEFAULT_L1, Engine, fingerprint_of
 from llm_edge_cache.invalidation import Invalidation, namespace_tag
+from llm_edge_cache.keys import is_tier_key
 from llm_edge_cache.redis_client import parse_redis_url
 from llm_edge_cache.regions import Word
 from llm_edge_cache.settings import L2Config, load_settings
@@ -24,7 +24,6 @@ _TIERS: Final = (
     "Where Redis is used (LLM_EDGE_CACHE_REDIS_URL, or --redis-url), it is void there too, and on every other host. "
     "While Redis is away that is noted in the slab, and the application carries it there later."
 )
-_REQUEST_KEY: Final = re.compile(rb"[0-9a-f]{64}")
 
 
 def add_parsers(commands: Any) -> None:
@@ -130,7 +129,7 @@ def _delete(options: argparse.Namespace) -> int:
     with live_slab(options) as slab, _Tiers(slab, options) as tiers:
         absent = [key for key in keys if not slab.delete(key)]
         # Only requests are kept in Redis.
-        void = [Invalidation("key", key.decode()) for key in keys if _REQUEST_KEY.fullmatch(key)]
+        void = [Invalidation("key", key.decode()) for key in keys if is_tier_key(key)]
         for what in [*void, *(Invalidation("tag", tag) for tag in tags)]:
             tiers.invalidate(what)
         deleted = len(keys) - len(absent)

@@ -103,7 +103,8 @@ def _show(options: argparse.Namespace, gateway_port: int, provider_port: int) ->
     shared = sum(row.filled_by not in ("", row.worker) for row in rows)
     _print(f"\n{len(rows)} requests, {calls} calls of the provider: {len(rows) - calls} calls saved.")
     _print(f"{shared} answers came from the cache and had been put there by another worker.")
-    _print(f"\nThe gateway is up at {url}. Try, twice:\n\n{_curl(url)}\n")
+    _print(f"\nThe gateway is up at {url}, its dashboard at {url.removesuffix('/v1')}/dashboard.")
+    _print(f"Try, twice:\n\n{_curl(url)}\n")
     if options.exit:
         return
     _print("Ctrl-C ends it.")

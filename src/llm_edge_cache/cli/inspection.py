@@ -13,9 +13,9 @@ import msgspec
 
 from llm_edge_cache.cli.attach import add_command, add_key, key_of, live_slab
 from llm_edge_cache.cli.output import ProgressBar, columns, count_text, json_line, key_text, say, size_text, time_text
-from llm_edge_cache.cli.reading import HISTOGRAM_NAMES, Look, breaker_text, latency, look, ratio
 from llm_edge_cache.cli.what_if import tell
 from llm_edge_cache.codec import CodecError, Entry, EntryCodec
+from llm_edge_cache.reading import HISTOGRAM_NAMES, Look, breaker_text, latency, look, ratio
 from llm_edge_cache.regions import Counter
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _stats(options: argparse.Namespace) -> int:
     with live_slab(options) as slab:
         if options.what_if:
             return tell(slab, as_json=options.json)
-        seen = look(slab)
+        seen = look(slab, guests=1)
         name = slab.name
     if options.json:
         say(json_line(_stats_json(name, seen)))

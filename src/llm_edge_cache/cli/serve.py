@@ -17,6 +17,7 @@ from llm_edge_cache.slabconfig import SlabConfig
 __all__ = ["add_parsers", "open_gateway_slab", "run_server"]
 
 _APPLICATION = "llm_edge_cache.gateway.app:from_environment"
+_ADMIN_LOG = "llm_edge_cache.admin"
 _EXTRA = "the gateway needs its extra: pip install 'llm-edge-cache[gateway]'"
 
 
@@ -43,6 +44,9 @@ def add_parsers(commands: Any) -> None:
     parser.add_argument("--stale-if-error", type=float, metavar="SECONDS", help="how long beyond its life an answer "
                         "may stand in for a failing upstream")  # fmt: skip
     parser.add_argument("--metrics-token", metavar="TOKEN", help="bearer token that /metrics wants")
+    parser.add_argument("--admin-token", metavar="TOKEN", help="bearer token that the dashboard and "
+                        "the admin calls want (better given by LLM_EDGE_CACHE_ADMIN_TOKEN); without one they answer "
+                        "this host alone")  # fmt: skip
     parser.add_argument("--show-workers", action="store_true", help="tell in headers which worker answered")
     parser.set_defaults(run=_serve)
 
@@ -77,6 +81,7 @@ def _config_of(options: argparse.Namespace) -> GatewayConfig:
         name=options.name or settings.l1.name,
         memory=_memory_named(options) or DEFAULT_MEMORY,
         l2=l2,
+        admin_token=settings.admin_token if options.admin_token is None else options.admin_token,
         share_between_callers=options.share_between_callers,
         show_workers=options.show_workers,
         **given,
@@ -114,6 +119,19 @@ def run_server(config: GatewayConfig, host: str, port: int, workers: int) -> Non
         port=port,
         workers=workers,
         access_log=False,
+        log_config=_log_config(uvicorn.config.LOGGING_CONFIG),
         log_level="warning",
         **SERVER_OPTIONS,
     )
+
+
+def _log_config(servers: dict[str, Any]) -> dict[str, Any]:
+    """Return the server's logging with the admin calls' beside it: what was made void is told, and when."""
+    handler = {"class": "logging.StreamHandler", "formatter": _ADMIN_LOG, "stream": "ext://sys.stderr"}
+    logger = {"handlers": [_ADMIN_LOG], "level": "INFO", "propagate": False}
+    return {
+        **servers,
+        "formatters": {**servers["formatters"], _ADMIN_LOG: {"format": "%(asctime)s %(name)s: %(message)s"}},
+        "handlers": {**servers["handlers"], _ADMIN_LOG: handler},
+        "loggers": {**servers["loggers"], _ADMIN_LOG: logger},
+    }

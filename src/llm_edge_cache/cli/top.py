@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import heapq
 import shutil
 import sys
 import time
@@ -12,7 +11,18 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from llm_edge_cache.cli.attach import UsageError, add_command, live_slab
 from llm_edge_cache.cli.output import columns, count_text, json_line, key_text, say, size_text, time_text
-from llm_edge_cache.cli.reading import HISTOGRAM_NAMES, Look, Process, breaker_text, latency, look, ratio
+from llm_edge_cache.reading import (
+    HISTOGRAM_NAMES,
+    SCAN_END,
+    Look,
+    Process,
+    breaker_text,
+    largest,
+    latency,
+    look,
+    ratio,
+    scan_frequencies,
+)
 from llm_edge_cache.regions import Counter
 
 if TYPE_CHECKING:
@@ -20,9 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["add_parsers"]
 
-_SCAN_SECONDS: Final = 0.01  # of each interval go into looking for hot keys: 1 % of one core at most
-_SCAN_BUCKETS: Final = 64
-_SCAN_END: Final = (1 << 64) - 1
 _KEPT: Final = 64  # hot keys that one pass over the slab remembers
 _HISTORY: Final = 40
 _SPARKS: Final = "▁▂▃▄▅▆▇█"
@@ -63,13 +70,13 @@ def _watch(slab: SharedSlab, options: argparse.Namespace, *, is_live: bool) -> N
     hot = HotKeys(slab)
     ratios: deque[float | None] = deque(maxlen=_HISTORY)
     rates: deque[float | None] = deque(maxlen=_HISTORY)
-    before = look(slab)
+    before = look(slab, guests=1)
     if is_live:
         say(_CLEAR)
     while True:
         hot.advance()
         time.sleep(options.interval)
-        now = look(slab)
+        now = look(slab, guests=1)
         step = Step(before, now)
         ratios.append(step.hit_ratio)
         rates.append(step.rate(sum(now.lookups), sum(before.lookups)))
@@ -151,24 +158,15 @@ class HotKeys:
         self._last: dict[bytes, int] = {}  # in the one before
 
     def advance(self) -> None:
-        """Look at the next piece; small slabs are seen whole each time."""
-        deadline = time.monotonic() + _SCAN_SECONDS
-        while time.monotonic() < deadline:
-            self._cursor, rows = self._slab._scan_step(self._cursor, _SCAN_BUCKETS, b"")
-            self._found.update((key, frequency) for key, _, _, _, frequency in rows)
-            if len(self._found) > 4 * _KEPT:
-                self._found = dict(_largest(self._found, _KEPT))
-            if self._cursor == _SCAN_END:
-                self._cursor, self._last, self._found = 0, self._found, {}
-                return
+        """Look at the next piece, for 1 % of an interval at most; small slabs are seen whole each time."""
+        self._cursor, found = scan_frequencies(self._slab, self._cursor)
+        self._found = dict(largest(self._found | found, _KEPT))
+        if self._cursor == SCAN_END:
+            self._cursor, self._last, self._found = 0, self._found, {}
 
     def hottest(self, count: int) -> list[tuple[bytes, int]]:
         """Return keys with how often they were asked for, an estimate; the hottest first."""
-        return _largest(self._last | self._found, count)
-
-
-def _largest(found: dict[bytes, int], count: int) -> list[tuple[bytes, int]]:
-    return heapq.nsmallest(count, found.items(), key=lambda pair: (-pair[1], pair[0]))
+        return largest(self._last | self._found, count)
 
 
 def _as_json(name: str, step: Step, hottest: list[tuple[bytes, int]]) -> dict[str, Any]:

@@ -3,12 +3,12 @@
 POST /v1/chat/completions, /v1/completions, /v1/responses, /v1/embeddings, /v1/messages     cached
 any other path under /v1/                                                                   passed through
 GET  /healthz, /readyz, /metrics
+/dashboard, /admin/                                                                         see `admin`
 """
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import os
 from collections.abc import AsyncIterator, Coroutine
@@ -20,7 +20,10 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from llm_edge_cache import metrics
 from llm_edge_cache.errors import SettingsError, SlabConfigError
+from llm_edge_cache.gateway.access import bears
+from llm_edge_cache.gateway.admin import METHODS, Admin
 from llm_edge_cache.gateway.answers import forwardable
+from llm_edge_cache.gateway.bodies import TooLargeError, read_body
 from llm_edge_cache.gateway.cached import CachedEndpoints
 from llm_edge_cache.gateway.config import CONFIG_VARIABLE, DEFAULT_MEMORY, GatewayConfig
 from llm_edge_cache.gateway.exchange import ExchangeReader
@@ -28,7 +31,7 @@ from llm_edge_cache.gateway.flights import AnswerFlights
 from llm_edge_cache.gateway.patience import receive_within
 from llm_edge_cache.gateway.presence import while_present
 from llm_edge_cache.gateway.protocols import PROTOCOLS, BadRequestError, WireProtocol
-from llm_edge_cache.gateway.respond import Message, Receive, Send, send_error, send_part, send_start, send_whole
+from llm_edge_cache.gateway.respond import Receive, Send, send_error, send_part, send_start, send_whole
 from llm_edge_cache.gateway.upstream import Call, Upstream, UpstreamFailureError
 from llm_edge_cache.manager import CacheManager
 from llm_edge_cache.settings import L1Config, load_settings
@@ -43,10 +46,6 @@ _DRAIN_SECONDS: Final = 30.0
 _TEXT: Final = (b"content-type", b"text/plain; charset=utf-8")
 _JSON: Final = (b"content-type", b"application/json")
 _ELSEWHERE: Final = PROTOCOLS["/v1/chat/completions"]  # whose errors are told at paths of no protocol
-
-
-class _TooLargeError(Exception):
-    """The body exceeds the limit."""
 
 
 class Gateway:
@@ -64,6 +63,7 @@ class Gateway:
         self._cached = CachedEndpoints(self._manager.engine.core, self._flights, config)
         self._registry = CollectorRegistry()
         metrics.register(self._manager, self._registry)
+        self._admin = Admin(self._manager, config)
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Serve one request, or the server's start and stop."""
@@ -94,7 +94,7 @@ class Gateway:
             return self._serve_cached(protocol, scope, receive, send)
         if path.startswith("/v1/"):
             return self._pass_through(scope, receive, send)
-        return self._serve_own(path, scope, send)
+        return self._serve_own(path, scope, receive, send)
 
     async def _serve_cached(self, protocol: WireProtocol, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         try:
@@ -103,13 +103,13 @@ class Gateway:
             raw = first.get("body", b"")
             if first["type"] != "http.request" or first.get("more_body") or len(raw) > config.body_limit:
                 # Not in every request: a hit feels every coroutine on its way.
-                raw = await _read_body(receive, first, config.body_limit, config.client_timeout)
+                raw = await read_body(receive, first, config.body_limit, config.client_timeout)
                 if raw is None:
                     return  # the client is gone
             exchange = self._read(protocol, scope, raw)
         except BadRequestError as error:
             await send_error(send, protocol, error.status, error.message, code=error.code)
-        except _TooLargeError:
+        except TooLargeError:
             message = f"the body is larger than {self._config.body_limit} bytes"
             await send_error(send, protocol, 413, message, code="too_large")
         except asyncio.TimeoutError:
@@ -140,11 +140,13 @@ class Gateway:
                 return  # without an end: the server cuts the connection, as the upstream did
             await send_error(send, _ELSEWHERE, failure.status, str(failure), code=failure.kind)
 
-    async def _serve_own(self, path: str, scope: dict[str, Any], send: Send) -> None:
+    async def _serve_own(self, path: str, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         if path in ("/healthz", "/readyz"):
             await self._serve_health(path, send)
         elif path == "/metrics":
             await self._serve_metrics(scope, send)
+        elif path in METHODS:
+            await self._admin.serve(scope, receive, send)
         else:
             await send_error(send, _ELSEWHERE, 404, f"the gateway serves nothing at {path!r}; the API is under /v1/")
 
@@ -156,8 +158,7 @@ class Gateway:
 
     async def _serve_metrics(self, scope: dict[str, Any], send: Send) -> None:
         token = self._config.metrics_token
-        given = dict(scope["headers"]).get(b"authorization", b"")
-        if token is not None and not hmac.compare_digest(given, b"Bearer " + token.encode()):
+        if token is not None and not bears(scope, token):
             await send_whole(send, 401, [_TEXT, (b"www-authenticate", b"Bearer")], b"metrics want their bearer token\n")
             return
         body = await asyncio.get_running_loop().run_in_executor(None, generate_latest, self._registry)
@@ -172,33 +173,6 @@ def _open_slab(name: str, memory_bytes: int) -> SharedSlab:
         return SharedSlab(name, SlabConfig(memory_bytes=memory_bytes, ttl=None))
     except SlabConfigError:  # 1 the old one is retired  2 we find none  3 its successor is made, and in use
         return SharedSlab.attach(name)
-
-
-async def _read_body(receive: Receive, first: Message, limit: int, patience: float) -> bytes | None:
-    """Return the whole body; None if the client is gone.
-
-    Args:
-        receive: what gives the next message.
-        first: the first message.
-        limit: bytes.
-        patience: seconds.
-
-    Raises:
-        _TooLargeError: it exceeds the limit.
-        TimeoutError: the client has been silent for longer than `patience` seconds.
-    """
-    parts: list[bytes] = []
-    size, message = 0, first
-    while message["type"] == "http.request":
-        part: bytes = message.get("body", b"")
-        size += len(part)
-        if size > limit:
-            raise _TooLargeError
-        parts.append(part)
-        if not message.get("more_body"):
-            return b"".join(parts)
-        message = await receive_within(receive, patience)
-    return None
 
 
 def _passed(call: Call) -> list[tuple[bytes, bytes]]:
@@ -247,5 +221,12 @@ def from_environment() -> Gateway:
     settings = load_settings()
     if settings.upstream is None:
         raise SettingsError("no upstream: set LLM_EDGE_CACHE_UPSTREAM to the provider's URL")
-    memory = settings.slab.memory_bytes or DEFAULT_MEMORY
-    return Gateway(GatewayConfig(upstream=settings.upstream, name=settings.l1.name, memory=memory, l2=settings.l2))
+    return Gateway(
+        GatewayConfig(
+            upstream=settings.upstream,
+            name=settings.l1.name,
+            memory=settings.slab.memory_bytes or DEFAULT_MEMORY,
+            l2=settings.l2,
+            admin_token=settings.admin_token,
+        )
+    )

@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from llm_edge_cache.errors import SettingsError
-from llm_edge_cache.settings import L1Config, L2Config
+from llm_edge_cache.settings import VISIBLE, L1Config, L2Config, is_token
 from llm_edge_cache.slabconfig import MiB
 
 __all__ = ["CONFIG_VARIABLE", "DEFAULT_MEMORY", "SERVER_OPTIONS", "GatewayConfig"]
@@ -30,13 +30,16 @@ SERVER_OPTIONS: Final[Mapping[str, Any]] = MappingProxyType(
 """What uvicorn is to be told wherever it serves the gateway."""
 
 _SCHEMES: Final = ("http", "https")
+_SECRETS: Final = ("admin_token", "metrics_token")
 
 
 class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     """One gateway: what it stands in front of, what it keeps, and its limits. Times in seconds, sizes in bytes.
 
+    Its repr shows no token.
+
     Raises:
-        SettingsError: the upstream is no URL of a server.
+        SettingsError: the upstream is no URL of a server, or a token is none that a header can carry.
     """
 
     upstream: str
@@ -57,7 +60,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     stale_if_error: float = 0.0
     """How long beyond its life an answer may stand in for a failing upstream. 0: not at all."""
     obey_controls: frozenset[str] = frozenset(
-        {"off", "no-cache", "no-store", "max-age", "only-if-cached", "stale-if-error", "ttl", "namespace"}
+        {"off", "no-cache", "no-store", "max-age", "only-if-cached", "stale-if-error", "ttl", "namespace", "tags"}
     )
     """What callers may ask of the cache."""
     keep_cut_answers: bool = False
@@ -79,17 +82,30 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds between the events of a stream that is answered from the cache; 0: all at once."""
     metrics_token: str | None = None
     """What /metrics wants as a bearer token; None: nothing."""
+    admin_token: str | None = None
+    """What the dashboard's figures and the admin calls want as a bearer token; None: they answer this host alone."""
     show_workers: bool = False
     """Tell in headers which worker answered and which had stored the answer; for demonstrations."""
 
     def __post_init__(self) -> None:
-        """Refuse an upstream that is none."""
+        """Refuse an upstream that is none, and tokens."""
         parts = urllib.parse.urlsplit(self.upstream)
         if parts.scheme not in _SCHEMES or not parts.hostname or parts.query or parts.fragment:
             raise SettingsError(
                 f"upstream={_without_user(parts)!r} is not allowed: it must be http:// or https:// and a host, "
                 "with nothing after the path"
             )
+
+        for field in _SECRETS:
+            token = getattr(self, field)
+            if token is not None and not is_token(token):
+                raise SettingsError(f"{field} is not allowed: it must be {VISIBLE}")
+
+    def __repr__(self) -> str:
+        """Show everything but the tokens."""
+        shown = {field: getattr(self, field) for field in self.__struct_fields__}
+        shown.update((field, "***") for field in _SECRETS if shown[field] is not None)
+        return f"GatewayConfig({', '.join(f'{field}={value!r}' for field, value in shown.items())})"
 
     @property
     def base(self) -> str:

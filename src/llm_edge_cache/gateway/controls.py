@@ -1,9 +1,9 @@
 """What a request asks of the cache, in whose words ever.
 
-`Cache-Control` (RFC 9111, section 5.2.1) is understood as the RFC has it. Beside it one table (`ALIASES`) names the
-headers of other gateways, and one the members of LiteLLM's `cache` object in the body. The operator decides which
-controls are obeyed (`GatewayConfig.obey_controls`); others are read and ignored. Where several speak of one thing, the
-body goes before the headers, and among headers the last one counts.
+`Cache-Control` (RFC 9111, section 5.2.1) is understood as the RFC has it. Beside it one table (`ALIASES`) names our own
+header and those of other gateways, and one the members of LiteLLM's `cache` object in the body. The operator decides
+which controls are obeyed (`GatewayConfig.obey_controls`); others are read and ignored. Where several speak of one
+thing, the body goes before the headers, and among headers the last one counts.
 
 Not understood on purpose: a key of the caller's own (Cloudflare's cf-aig-cache-key), since it would give one question's
 answer to another, and several answers for one question (Helicone's buckets).
@@ -18,10 +18,13 @@ import msgspec
 
 from llm_edge_cache.gateway.config import GatewayConfig
 from llm_edge_cache.gateway.protocols import BadRequestError, Headers
+from llm_edge_cache.invalidation import namespace_tag
 
 __all__ = ["ALIASES", "CONTROL_HEADERS", "Controls", "read_controls"]
 
 _LONGEST_NAMESPACE: Final = 256
+_MOST_TAGS: Final = 16
+_LONGEST_TAG: Final = 128
 _TRUE: Final = ("true", "1", "yes")
 _FALSE: Final = ("false", "0", "no")
 _MOST_SECONDS: Final = 1e9
@@ -44,9 +47,17 @@ class Controls(msgspec.Struct, frozen=True):
     """How long the answer is kept."""
     namespace: str = ""
     """Answers of different namespaces never meet."""
+    given_tags: tuple[str, ...] = ()
+    """What the caller wants the answer stored under."""
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """What the answer is stored under, for an operator to void it by."""
+        return (namespace_tag(self.namespace), *self.given_tags) if self.namespace else self.given_tags
 
 
 _NONE: Final = Controls()
+_NAMESPACES: Final = namespace_tag("")
 
 # ---- values; each raises ValueError with what is allowed ----
 
@@ -80,9 +91,24 @@ def _namespace(value: object) -> str:
     return value
 
 
+def _tags(value: object) -> tuple[str, ...]:
+    tags = tuple(dict.fromkeys(tag for part in str(value).split(",") if (tag := part.strip())))
+    if len(tags) > _MOST_TAGS or not all(map(_is_tag, tags)):
+        raise ValueError(
+            f"at most {_MOST_TAGS} tags, separated by commas, each of at most {_LONGEST_TAG} printable ASCII "
+            f"characters, and none that begins with {_NAMESPACES!r}"
+        )
+    return tags
+
+
+def _is_tag(tag: str) -> bool:
+    return len(tag) <= _LONGEST_TAG and tag.isascii() and tag.isprintable() and not tag.startswith(_NAMESPACES)
+
+
 _Reader = Callable[[object], object]
 
 ALIASES: Final[dict[bytes, tuple[str, _Reader]]] = {
+    b"x-cache-tags": ("given_tags", _tags),
     # Cloudflare AI Gateway
     b"cf-aig-cache-ttl": ("ttl", _seconds),
     b"cf-aig-skip-cache": ("is_off", _switch),
@@ -97,7 +123,7 @@ ALIASES: Final[dict[bytes, tuple[str, _Reader]]] = {
     b"x-openrouter-cache-clear": ("no_cache", _switch),
     b"x-openrouter-cache-ttl": ("ttl", _seconds),
 }
-"""Headers of other gateways: which control each is, and how its value is read."""
+"""Our own header and those of other gateways: which control each is, and how its value is read."""
 
 _MEMBERS: Final[dict[str, tuple[str, _Reader]]] = {
     "ttl": ("ttl", _seconds),
@@ -117,7 +143,10 @@ _DIRECTIVES: Final[dict[str, str]] = {
     "max-age": "max_age",
     "stale-if-error": "stale_if_error",
 }
-_NAMES: Final = {"is_off": "off"}  # as the operator writes them, where that is not the field with hyphens
+_NAMES: Final = {
+    "is_off": "off",
+    "given_tags": "tags",
+}  # as the operator writes them, where that is not the field with hyphens
 
 CONTROL_HEADERS: Final[frozenset[bytes]] = frozenset({b"cache-control", *ALIASES})
 """Headers that speak to this cache, and are not passed on."""
@@ -137,7 +166,7 @@ def read_controls(headers: Headers, members: Mapping[str, Any] | None, config: G
     asked: dict[str, object] = {}
     for name, value in headers:
         if name in CONTROL_HEADERS:
-            _read_header(name, value.decode("latin-1"), asked)
+            _read_header(name, _text(value), asked)
     for member, value in (members or {}).items():
         if member in _MEMBERS:
             field, read = _MEMBERS[member]
@@ -145,6 +174,14 @@ def read_controls(headers: Headers, members: Mapping[str, Any] | None, config: G
     if not asked:
         return _NONE
     return msgspec.convert({field: value for field, value in asked.items() if _is_obeyed(field, config)}, Controls)
+
+
+def _text(value: bytes) -> str:
+    """Return a header's value as text: UTF-8, as an operator writes the same name elsewhere, or what it may be."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
 
 
 def _is_obeyed(field: str, config: GatewayConfig) -> bool:

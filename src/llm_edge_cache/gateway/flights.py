@@ -23,11 +23,11 @@ from llm_edge_cache.gateway.answers import End, Head, entry_of, head_of, keepabl
 from llm_edge_cache.gateway.broadcast import Broadcast
 from llm_edge_cache.gateway.config import GatewayConfig
 from llm_edge_cache.gateway.exchange import Exchange
-from llm_edge_cache.gateway.log import LogLostError, LogReader, LogWriter
+from llm_edge_cache.gateway.log import Heading, LogLostError, LogReader, LogWriter
 from llm_edge_cache.gateway.protocols import CUT_REASONS, FrameSplitter, FrameTooLargeError, StreamJudge, Verdict
 from llm_edge_cache.gateway.upstream import Call, Upstream, UpstreamFailureError
 from llm_edge_cache.redis_tier import Found
-from llm_edge_cache.regions import Counter
+from llm_edge_cache.regions import Counter, Histogram
 
 if TYPE_CHECKING:
     from llm_edge_cache.codec import Entry
@@ -44,14 +44,19 @@ _FAILING: Final = frozenset({429, 500, 502, 503, 504, 529})
 _ABORTED: Final = End("aborted", "the worker that asked for this answer is gone")
 
 
+class _OvertakenError(Exception):
+    """What is followed was made void since it began."""
+
+
 class _Local:
     """A key that this worker is getting the answer of."""
 
-    __slots__ = ("begun", "broadcast", "task")
+    __slots__ = ("begun", "broadcast", "tags", "task")
 
-    def __init__(self, broadcast: Broadcast, begun: Begun, task: asyncio.Task[None]) -> None:
+    def __init__(self, broadcast: Broadcast, begun: Begun, tags: tuple[str, ...], task: asyncio.Task[None]) -> None:
         self.broadcast = broadcast
         self.begun = begun
+        self.tags = tags
         self.task = task
 
 
@@ -72,12 +77,13 @@ class AnswerFlights:
         """Return the answer to a request as it comes, and whether this request is the one that has it asked for."""
         local = self._local.get(exchange.key)
         if local is not None and self._is_joinable(exchange.key, local):
+            self._engine.slab._count(Counter.COALESCED)
             return local.broadcast, False
         broadcast = Broadcast()
         begun = self._engine.core.begin(exchange.key)
         patience = 0.0 if exchange.controls.no_store else self._config.background_limit
         task = self._start(self._fill(exchange, broadcast), broadcast, patience)
-        self._local[exchange.key] = local = _Local(broadcast, begun, task)
+        self._local[exchange.key] = local = _Local(broadcast, begun, exchange.controls.tags, task)
         task.add_done_callback(lambda _: self._forget(exchange.key, local))
         return broadcast, True
 
@@ -87,7 +93,7 @@ class AnswerFlights:
         if local.broadcast.end is not None:
             return False
         # 1 A's answer comes  2 it is invalidated  3 B asks: what began before is too old for B.
-        return not self._engine.core.has_overtaken(local.begun, key, ())
+        return not self._engine.core.has_overtaken(local.begun, key, local.tags)
 
     def ask(self, exchange: Exchange, *, store: bool) -> Broadcast:
         """Ask the upstream for this request alone, whoever else asks for the same; store the answer if told to."""
@@ -146,7 +152,8 @@ class AnswerFlights:
     async def _fill(self, exchange: Exchange, broadcast: Broadcast) -> None:
         flight = self._engine.flights.join(exchange.key)
         if isinstance(flight, Running):
-            await self._follow(flight, broadcast)
+            if not await self._follow(flight, exchange.key, broadcast):
+                await self._call(exchange, broadcast, Lead(exchange.key, -1, 0), store=not exchange.controls.no_store)
             return
         self._engine.upkeep.start()
         try:
@@ -178,7 +185,8 @@ class AnswerFlights:
 
     def _options(self, exchange: Exchange) -> FetchOptions:
         ttl = min(exchange.controls.ttl or self._config.ttl, self._config.ttl_most)
-        return FetchOptions(l1_ttl=ttl, l2_ttl=ttl, stale_if_error=self._config.stale_if_error)
+        tags = exchange.controls.tags
+        return FetchOptions(l1_ttl=ttl, l2_ttl=ttl, tags=tags, stale_if_error=self._config.stale_if_error)
 
     def _may_stand_in(self, stale: Entry | None, exchange: Exchange) -> bool:
         """Tell whether operator and request allow this answer in place of an error (RFC 5861, section 4)."""
@@ -194,37 +202,43 @@ class AnswerFlights:
         broadcast.append(response.raw)
         broadcast.finish(End())
 
-    async def _follow(self, flight: Running, broadcast: Broadcast) -> None:
-        """Read what another worker's call brings."""
+    async def _follow(self, flight: Running, key: bytes, broadcast: Broadcast) -> bool:
+        """Read what another worker's call brings. Returns False if that is too old to be of use."""
         broadcast.source = "worker"  # before any head: a call that fails without one was not its readers' own either
         waiters, reader = self._engine.waiters, LogReader(self._engine.slab, flight.token)
-        progress = 0
+        progress, started = 0, time.monotonic_ns()
         try:
             # 1 the leader's client leaves  2 we begin to follow  3 the leader gives up, and asks before whether we do.
             reader.mark()
             while (state := await waiters.wait(flight.record, flight.token, _WAIT_SECONDS, progress=progress)) >= 0:
-                self._take(reader, broadcast, state)
+                self._take(reader, key, broadcast, state)
                 progress = state
                 if broadcast.readers:
                     reader.mark()
             end = reader.end()
             if end is not None:
-                self._take_last(reader, broadcast, end)
+                self._take_last(reader, key, broadcast, end)
+        except _OvertakenError:
+            return False
         except LogLostError as error:
             _log.debug("following was given up: %s", error)
             end = None
-        self._engine.slab._count(Counter.COALESCED)
+        self._engine.slab._record(Counter.COALESCED, Histogram.WAIT, started)
         broadcast.finish(_ABORTED if end is None else end)
+        return True
 
-    def _take(self, reader: LogReader, broadcast: Broadcast, progress: int) -> None:
+    def _take(self, reader: LogReader, key: bytes, broadcast: Broadcast, progress: int) -> None:
         if progress >= 1 and broadcast.head is None:
-            broadcast.start(reader.head(), "worker")
+            head, begun, tags = reader.head()
+            if self._engine.core.has_overtaken(begun, key, tags):
+                raise _OvertakenError
+            broadcast.start(head, "worker")
         if body := reader.read(progress):
             broadcast.append(body)
 
-    def _take_last(self, reader: LogReader, broadcast: Broadcast, end: End) -> None:
+    def _take_last(self, reader: LogReader, key: bytes, broadcast: Broadcast, end: End) -> None:
         try:
-            self._take(reader, broadcast, 1 + end.size)
+            self._take(reader, key, broadcast, 1 + end.size)
         except LogLostError:
             # A call that failed before its head left none: the failure is the answer, and not to be asked for again.
             if not end.failure:
@@ -238,7 +252,6 @@ class AnswerFlights:
         begun = self._engine.core.begin(exchange.key)
         log = LogWriter(self._engine.slab, lead.record, lead.token)
         broadcast.is_read_elsewhere = log.is_read
-        started = time.monotonic_ns()
         end, is_kept = End("aborted"), False
         self._engine.slab._count(Counter.COMPUTATIONS)
         try:
@@ -246,10 +259,12 @@ class AnswerFlights:
             async with self._upstream.call("POST", *request) as call:
                 if stale is not None and call.status in _FAILING:
                     raise UpstreamFailureError("status", call.status, f"the upstream answered {call.status}")
-                judged = await self._receive(exchange, call, broadcast, log)
+                heading = Heading(Head(call.status, keepable(call.headers)), begun, exchange.controls.tags)
+                judged = await self._receive(exchange, call, heading, broadcast, log)
+            self._count_call(call.status, begun)
             end = End()
             if store and judged.storable and broadcast.head is not None:
-                microseconds = (time.monotonic_ns() - started) // 1000
+                microseconds = (time.monotonic_ns() - begun.began_ns) // 1000
                 options = self._options(exchange)
                 entry = entry_of(broadcast.head, broadcast.body, judged, microseconds, options.l1_ttl or 0.0)
                 if await self._manager.perform(self._engine.fetching.has_kept_lease(lead)):
@@ -258,6 +273,7 @@ class AnswerFlights:
             self._engine.slab._count(Counter.COMPUTE_ERRORS)
             end = End(failure.kind, str(failure))
             if stale is not None and broadcast.head is None:
+                log.head(Heading(head_of(stale.response), begun, exchange.controls.tags))
                 end = self._stand_in(stale, broadcast, log)
         finally:
             if not is_kept:
@@ -269,15 +285,23 @@ class AnswerFlights:
     def _stand_in(self, stale: Entry, broadcast: Broadcast, log: LogWriter) -> End:
         """Answer with what is stale, here and in the workers that follow."""
         self._engine.slab._count(Counter.STALE_ERROR)
-        log.head(head_of(stale.response))
         log.append(stale.response.raw)
         self._replay(stale, broadcast, "stale")
         return End()
 
-    async def _receive(self, exchange: Exchange, call: Call, broadcast: Broadcast, log: LogWriter) -> Verdict:
+    def _count_call(self, status: int, begun: Begun) -> None:
+        """Count a call that was answered to its end."""
+        if status in _FAILING:
+            self._engine.slab._count(Counter.COMPUTE_ERRORS)
+        else:
+            self._engine.slab._observe(Histogram.COMPUTE, time.monotonic_ns() - begun.began_ns)
+
+    async def _receive(
+        self, exchange: Exchange, call: Call, heading: Heading, broadcast: Broadcast, log: LogWriter
+    ) -> Verdict:
         """Pass the answer on as it comes, and judge it."""
-        head = Head(call.status, keepable(call.headers))
-        log.head(head)
+        head = heading.head
+        log.head(heading)
         broadcast.start(head, "upstream", own_headers(call.headers))
         judge = exchange.protocol.stream_judge(call.status, call.headers, cut_reasons=self._cut_reasons)
         events = _Events(judge) if head.is_stream and not head.is_encoded else None

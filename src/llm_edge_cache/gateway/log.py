@@ -7,23 +7,27 @@ evicted: then the log is lost, and its followers are on their own.
 
 A follower marks the log as read while it has clients, again and again, since it may die: the mark lasts three seconds.
 So the worker that leads knows that somebody waits for the answer when its own clients have left.
+
+The head says when the call began, and under which tags its answer will be stored: 1 A's call begins  2 the key, or one
+of the tags, is made void  3 B, on another worker, asks: what A gets is too old for B.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
+from llm_edge_cache.core import Begun
 from llm_edge_cache.errors import CacheError, SlabBusyError
 from llm_edge_cache.gateway.answers import End, Head
 
 if TYPE_CHECKING:
     from llm_edge_cache.slab import SharedSlab
 
-__all__ = ["BLOCK_BYTES", "LogLostError", "LogReader", "LogWriter"]
+__all__ = ["BLOCK_BYTES", "Heading", "LogLostError", "LogReader", "LogWriter"]
 
 BLOCK_BYTES: Final = 16 << 10
 _SECONDS: Final = 900.0  # what a writer that died leaves behind is gone after that
@@ -32,8 +36,17 @@ _MARK: Final = "read"
 _MARK_SECONDS: Final = 3.0
 _MARKING_SECONDS: Final = 1.0  # between two marks of one follower
 
+
+class Heading(NamedTuple):
+    """What stands before the body."""
+
+    head: Head
+    begun: Begun
+    tags: tuple[str, ...]
+
+
 _encode: Final = msgspec.msgpack.Encoder().encode
-_decode_head: Final = msgspec.msgpack.Decoder(Head).decode
+_decode_heading: Final = msgspec.msgpack.Decoder(Heading).decode
 _decode_end: Final = msgspec.msgpack.Decoder(End).decode
 
 
@@ -58,9 +71,9 @@ class LogWriter:
         self._parts: list[object] = []
         self._is_lost = record < 0
 
-    def head(self, head: Head) -> None:
+    def head(self, heading: Heading) -> None:
         """Write the head."""
-        self._put("head", _encode(head))
+        self._put("head", _encode(heading))
         self._advance()
 
     def append(self, chunk: bytes) -> None:
@@ -130,14 +143,14 @@ class LogReader:
             self._slab.set(_name(self._token, _MARK), b"", ttl=_MARK_SECONDS, tti=None)
             self._marked = now
 
-    def head(self) -> Head:
+    def head(self) -> Heading:
         """Return the head. Only once the flight's progress is 1 or more.
 
         Raises:
             LogLostError: it is gone.
         """
         try:
-            return _decode_head(self._part("head"))
+            return _decode_heading(self._part("head"))
         except msgspec.MsgspecError:
             raise LogLostError("the head is damaged") from None
 

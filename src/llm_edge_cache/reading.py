@@ -1,7 +1,8 @@
-"""One look at a slab's figures, and what `stats` and `top` make of one or two of them."""
+"""One look at a slab's figures, and what those who watch it (`stats`, `top`, the gateway's dashboard) make of them."""
 
 from __future__ import annotations
 
+import heapq
 import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -13,9 +14,25 @@ from llm_edge_cache.slabconfig import SlabConfig
 if TYPE_CHECKING:
     from llm_edge_cache.slab import SharedSlab
 
-__all__ = ["Look", "Process", "breaker_text", "latency", "look", "quantile", "ratio"]
+__all__ = [
+    "SCAN_END",
+    "Look",
+    "Process",
+    "breaker_text",
+    "largest",
+    "latency",
+    "look",
+    "quantile",
+    "ratio",
+    "scan_frequencies",
+]
+
+SCAN_END: Final = (1 << 64) - 1
+"""Where a scan has seen the whole slab."""
 
 _NS: Final = 1e9
+_SCAN_SECONDS: Final = 0.01
+_SCAN_BUCKETS: Final = 64
 
 
 class Process(NamedTuple):
@@ -58,11 +75,16 @@ class Look(NamedTuple):
         return self.totals["sets"] if self.is_bare else self.counters[Counter.L1_WRITES]
 
 
-def look(slab: SharedSlab) -> Look:
-    """Read all figures of a slab."""
+def look(slab: SharedSlab, *, guests: int = 0) -> Look:
+    """Read all figures of a slab.
+
+    Args:
+        slab: which.
+        guests: how many of the attached processes only watch, and are not to be counted.
+    """
     config, mapping = slab.config, slab._mapping
     totals = mapping.totals()
-    totals["attached_processes"] = max(totals["attached_processes"] - 1, 0)  # without this command
+    totals["attached_processes"] = max(totals["attached_processes"] - guests, 0)
     return Look(
         time.monotonic(),
         totals,
@@ -72,6 +94,30 @@ def look(slab: SharedSlab) -> Look:
         tuple(Process(*row) for row in mapping.processes()),
         config,
     )
+
+
+def scan_frequencies(slab: SharedSlab, cursor: int) -> tuple[int, dict[bytes, int]]:
+    """Look at the next piece of a slab for how often its keys were asked for, for 10 ms of one core.
+
+    Args:
+        slab: which.
+        cursor: 0 to begin, then what the last call returned; any number of 64 bits is harmless.
+
+    Returns:
+        The next cursor, `SCAN_END` once all was seen, and estimates by key. Small slabs are seen whole each time.
+    """
+    deadline = time.monotonic() + _SCAN_SECONDS
+    found: dict[bytes, int] = {}
+    while True:
+        cursor, rows = slab._scan_step(cursor, _SCAN_BUCKETS, b"")
+        found.update((key, frequency) for key, _, _, _, frequency in rows)
+        if cursor == SCAN_END or time.monotonic() >= deadline:
+            return cursor, found
+
+
+def largest(frequencies: dict[bytes, int], count: int) -> list[tuple[bytes, int]]:
+    """Return the keys that were asked for most, the hottest first."""
+    return heapq.nsmallest(count, frequencies.items(), key=lambda pair: (-pair[1], pair[0]))
 
 
 def ratio(hits: int, misses: int) -> float | None:
