@@ -68,7 +68,7 @@ class Fleet:
             "LLM_EDGE_CACHE_REDIS_URL": self.proxy.url,
             "LLM_EDGE_CACHE_KEY_PREFIX": self.prefix,
             "LLM_EDGE_CACHE_QUEUE_LIMIT": "8",
-            "LLM_EDGE_CACHE_OPERATION_TIMEOUT_MS": "2000",
+            "LLM_EDGE_CACHE_OPERATION_TIMEOUT_MS": "500",
             # Shorter than one read of the stream lasts: older entries of L1 are now and then checked in Redis.
             "LLM_EDGE_CACHE_STALENESS": "0.1",
             "MANAGER_APP_TALLIES": str(self.tallies),
