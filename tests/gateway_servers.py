@@ -324,7 +324,8 @@ def _stopped(pids: Iterable[int]) -> Iterator[None]:
         yield
     finally:
         for pid in stopped:
-            os.kill(pid, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):  # its master has replaced one that did not answer meanwhile
+                os.kill(pid, signal.SIGCONT)
 
 
 # ---- questions ----
