@@ -11,11 +11,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from gateway_servers import CHAT, UVICORN, Connection, Reply, ask, question, request, request_bytes
+from gateway_servers import CHAT, UVICORN, Connection, Reply, ask, question, request_bytes
 from stand_in_upstream import AT_ONCE, StandInUpstream
 from worker_servers import Bench, Server, bench, wait_until
 
 from llm_edge_cache import MiB, SharedSlab, SlabConfig
+from llm_edge_cache.gateway import app
 from llm_edge_cache.gateway.stand_in import StandInSettings, recording_key
 from llm_edge_cache.gateway.stand_in_faults import Plan
 
@@ -122,10 +123,19 @@ def test_a_worker_that_comes_later_takes_the_slab_of_another_size_that_is_live_b
         (victim, *_) = workers_of(server)
         os.kill(victim, signal.SIGKILL)
         wait_until(lambda: victim not in workers_of(server) and len(workers_of(server)) == 2, "another worker")
-        assert asyncio.run(request(server.port, "GET", "/healthz")).status == 200
+        server.ask("/healthz")
         assert "Worker failed to boot" not in server.log
     assert memory_of(tools) == 32 * MiB
 
 
 def workers_of(server: Server) -> list[int]:
     return [child.pid for child in psutil.Process(server.pid).children() if child.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_worker_that_finds_no_slab_takes_the_one_that_another_makes_meanwhile(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with SharedSlab(name, SlabConfig(memory_bytes=8 * MiB)):
+        monkeypatch.setattr(SharedSlab, "exists", lambda name: False)  # as it was a moment ago
+        with app._open_slab(name, 16 * MiB) as slab:
+            assert slab.config.memory_bytes == 8 * MiB

@@ -46,7 +46,7 @@ _log = logging.getLogger("llm_edge_cache")
 DEFAULT_L1: Final = L1Config()
 """The configuration of who says nothing of it: then whatever slab is live under its name is right."""
 _CLOSE_SECONDS: Final = 5.0
-_WAITING: Final = 0.95  # part of the operation timeout; the rest is for what a caller does beside, and late timers
+_WAITING: Final = 0.9  # part of the operation timeout; the rest is for what a caller does beside, and late timers
 _MISS: Final = Miss()
 _TOTAL: Final = "total_requests"
 _engines: Final[weakref.WeakSet[Engine]] = weakref.WeakSet()

@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from llm_edge_cache import metrics
-from llm_edge_cache.errors import SettingsError
+from llm_edge_cache.errors import SettingsError, SlabConfigError
 from llm_edge_cache.gateway.access import bears
 from llm_edge_cache.gateway.admin import METHODS, Admin
 from llm_edge_cache.gateway.answers import forwardable
@@ -169,7 +169,10 @@ def _open_slab(name: str, memory_bytes: int) -> SharedSlab:
     """Take what is live, of whatever size: it may have been made anew, in another size, since this server started."""
     if SharedSlab.exists(name):
         return SharedSlab(name)
-    return SharedSlab(name, SlabConfig(memory_bytes=memory_bytes, ttl=None))
+    try:
+        return SharedSlab(name, SlabConfig(memory_bytes=memory_bytes, ttl=None))
+    except SlabConfigError:  # 1 the old one is retired  2 we find none  3 its successor is made, and in use
+        return SharedSlab.attach(name)
 
 
 def _passed(call: Call) -> list[tuple[bytes, bytes]]:
