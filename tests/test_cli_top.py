@@ -11,6 +11,7 @@ import threading
 import time
 
 import pytest
+from redis_servers import wait_for
 
 from llm_edge_cache import CacheableRequest, CachedResponse, L1Config, SharedSlab, SyncCacheManager
 from llm_edge_cache.cli.main import main
@@ -78,6 +79,7 @@ def test_one_frame_names_everything(name: str, capsys: pytest.CaptureFixture[str
         asking = threading.Thread(target=ask)
         asking.start()
         try:
+            wait_for(manager.l1_entry_count, "there is a key to be seen")
             assert main(["top", "--name", name, "--once", "--interval", "1"]) == 0
             printed = capsys.readouterr().out
             assert main(["top", "--name", name, "--once", "--interval", "1", "--json"]) == 0

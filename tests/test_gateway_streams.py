@@ -27,7 +27,7 @@ from gateway_servers import (
     question,
     request_bytes,
 )
-from worker_servers import PATIENCE_SECONDS
+from worker_servers import PATIENCE_SECONDS, is_running
 
 from llm_edge_cache.gateway.stand_in import StandInSettings
 from llm_edge_cache.gateway.stand_in_faults import Plan
@@ -312,6 +312,7 @@ def test_a_worker_dies_alone_and_nothing_partial_is_stored(gateway: Gateway, run
             os.kill(victim, signal.SIGKILL)
             cut = await leader.end()
             gateway.upstream.is_hurried = True
+            await until(lambda: not is_running(victim))  # its connections are closed a moment before it counts as dead
         reply = await ask(gateway.port, CHAT, body)
         assert (reply.cache, reply.is_whole, last_error(CHAT, reply)) == ("MISS", True, None)
         assert identities(reply).isdisjoint(identities(cut))

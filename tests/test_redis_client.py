@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from fault_proxy import FaultProxy
+from forks import ends_well, fork
 from redis.utils import HIREDIS_AVAILABLE
 from redis_faces import AsyncFace, Face, make_face
 from redis_servers import RedisServer, wait_for
@@ -557,13 +558,14 @@ def test_faults_leave_no_connection_behind(make: MakeFace, own_server: RedisServ
 def test_a_forked_child_uses_connections_of_its_own(own_server: RedisServer) -> None:
     client = RedisClient(parse_redis_url(own_server.url), operation_timeout=AMPLE)
     client.run(PING)
-    child = os.fork()
-    if child == 0:
-        answers = [client.run(Script(ECHO, b"child", (n,))) == [b"child", b"%d" % n] for n in range(300)]
-        os._exit(0 if all(answers) else 1)
-    answers = [client.run(Script(ECHO, b"parent", (n,))) == [b"parent", b"%d" % n] for n in range(300)]
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert all(answers)
+
+    def converse(who: bytes) -> None:
+        for n in range(300):
+            assert client.run(Script(ECHO, who, (n,))) == [who, b"%d" % n]
+
+    child = fork(lambda: converse(b"child"))
+    converse(b"parent")
+    assert ends_well(child)
     assert own_server.connections() == 1  # the child closed its copy and did not end the parent's
     client.close()
 
@@ -575,14 +577,15 @@ def test_a_child_of_an_event_loop_s_process_uses_connections_of_its_own(own_serv
         answers = [await client.run(Script(ECHO, who, (n,))) for n in range(count)]
         return answers == [[who, b"%d" % n] for n in range(count)]
 
+    def in_child() -> None:
+        asyncio._set_running_loop(None)
+        assert asyncio.run(converse(b"child", 300))
+
     async def parent() -> bool:
         await client.run(PING)
-        child = os.fork()
-        if child == 0:
-            asyncio._set_running_loop(None)
-            os._exit(0 if asyncio.run(converse(b"child", 300)) else 1)
+        child = fork(in_child)
         was_right = await converse(b"parent", 300)
-        was_right &= os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        was_right &= ends_well(child)
         was_right &= await converse(b"parent", 10)  # the child took nothing out of this loop's epoll set
         await client.close()
         return was_right
