@@ -312,7 +312,7 @@ def test_a_worker_dies_alone_and_nothing_partial_is_stored(gateway: Gateway, run
             os.kill(victim, signal.SIGKILL)
             cut = await leader.end()
             gateway.upstream.is_hurried = True
-            await until(lambda: not is_running(victim))  # its connections are closed a moment before it counts as dead
+        await until(lambda: not is_running(victim))  # until then its flight may be joined
         reply = await ask(gateway.port, CHAT, body)
         assert (reply.cache, reply.is_whole, last_error(CHAT, reply)) == ("MISS", True, None)
         assert identities(reply).isdisjoint(identities(cut))

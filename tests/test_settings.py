@@ -50,12 +50,12 @@ def test_without_a_mapping_the_process_s_environment_counts(monkeypatch: pytest.
 
 
 def test_without_variables_whatever_slab_is_live_is_right() -> None:
-    assert load_settings({"PATH": "/bin"}).slab == ("llm-edge-cache", None, None)
+    assert load_settings({"PATH": "/bin"}).slab == ("llm-edge-cache", None)
 
 
 def test_the_name_alone_configures_no_slab() -> None:
     found = load_settings(_environ(NAME=" chat/eu"))
-    assert found.slab == (" chat/eu", None, None)  # as it stands: the application reads it too
+    assert found.slab == (" chat/eu", None)  # as it stands: the application reads it too
     assert found.l1 == L1Config(name=" chat/eu")
 
 

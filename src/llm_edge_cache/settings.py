@@ -120,8 +120,6 @@ class SlabSettings(NamedTuple):
     name: str
     config: SlabConfig | None
     """None when no variable speaks of it: then whatever is live under the name is right."""
-    memory_bytes: int | None = None
-    """None when no variable says how large: then who makes the slab has a default of its own."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -134,6 +132,8 @@ class Settings:
     upstream: str | None
     """URL of the provider that the gateway asks; None when none is named."""
     slab: SlabSettings
+    slab_memory: int | None = None
+    """Bytes; None when no variable says how large: then who makes the slab has a default of its own."""
     admin_token: str | None = dataclasses.field(default=None, repr=False)
     """What the gateway's admin calls want as a bearer token; None: they answer their own host alone."""
 
@@ -170,7 +170,8 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         l1=l1,
         l2=l2 if "redis_url" in fields["l2"] else None,
         upstream=fields["gateway"].get("upstream"),
-        slab=SlabSettings(l1.name, slab_config, slab_fields.get("memory_bytes")),
+        slab=SlabSettings(l1.name, slab_config),
+        slab_memory=slab_fields.get("memory_bytes"),
         admin_token=fields["gateway"].get("admin_token"),
     )
 

@@ -60,7 +60,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 def _memory_named(options: argparse.Namespace) -> int | None:
     """Return the size that option or variable asks for; None: any that is live is right."""
-    return options.memory or load_settings().slab.memory_bytes
+    return options.memory or load_settings().slab_memory
 
 
 def _config_of(options: argparse.Namespace) -> GatewayConfig:

@@ -225,7 +225,7 @@ def from_environment() -> Gateway:
         GatewayConfig(
             upstream=settings.upstream,
             name=settings.l1.name,
-            memory=settings.slab.memory_bytes or DEFAULT_MEMORY,
+            memory=settings.slab_memory or DEFAULT_MEMORY,
             l2=settings.l2,
             admin_token=settings.admin_token,
         )
