@@ -206,6 +206,14 @@ class Loop:
 Face = Threads | Loop
 
 
+def close_copies(manager: CacheManager) -> None:
+    """Do what the garbage collector of a forked child may do to its copy of the parent's tasks."""
+    for state in list(manager._loops.values()):
+        for task in state.tasks:
+            with contextlib.suppress(ValueError):  # the fork came while the parent's loop executed it: it stays so here
+                task.get_coro().close()  # type: ignore[union-attr]
+
+
 def make_face(kind: str, l1: L1Config, l2: L2Config | None = None) -> Face:
     """kind: one of FACES."""
     return Loop(CacheManager(l1, l2)) if kind == "asyncio" else Threads(SyncCacheManager(l1, l2))

@@ -20,11 +20,24 @@ from llm_edge_cache import SharedSlab, SlabConfig
 
 MiB = 1 << 20
 SMALL = SlabConfig(memory_bytes=4 * MiB)
+LONG = (
+    "test_kernel_c.py",
+    "test_interleavings.py",
+    "test_bench_smoke.py",
+    "test_stress_short.py",
+    "test_style.py",
+)
+"""Files that take longest, the longest first."""
 
 # A shell starts what runs in its background with SIGINT ignored, and so would be every process of these tests; several
 # are interrupted to see what they leave behind. A signal that is handled here is at its default in what is started from
 # here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest: a file of few long tests that came last would be waited for alone."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 @pytest.fixture

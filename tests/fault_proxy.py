@@ -113,7 +113,7 @@ class FaultProxy:
     # ---- the machinery ----
 
     def _do(self, work: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
     async def _listen(self) -> None:
         if self.unix_path:
@@ -218,7 +218,7 @@ class FaultProxy:
         self._do(self._end())
         stop: Callable[[], None] = self._loop.stop
         self._loop.call_soon_threadsafe(stop)
-        self._thread.join(10)
+        self._thread.join(60)
         self._loop.close()
         if self._directory is not None:
             self._directory.cleanup()

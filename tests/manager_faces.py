@@ -54,7 +54,7 @@ class _AsyncFace:
     def close(self) -> None:
         self._do(self.manager.aclose())
         self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(10)
+        self._thread.join(60)
         self.loop.close()
 
 

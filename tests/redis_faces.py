@@ -27,7 +27,7 @@ class AsyncFace:
         self.client = AsyncRedisClient(parse_redis_url(url), **options)
 
     def do(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(30)
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(60)
 
     def run(self, command: Command, *, blocking: float = 0.0) -> Any:
         return self.do(self.client.run(command, blocking=blocking))
@@ -39,7 +39,7 @@ class AsyncFace:
         if self._thread.is_alive():
             self.do(self.client.close())
             self.loop.call_soon_threadsafe(self.loop.stop)
-            self._thread.join(10)
+            self._thread.join(60)
             self.loop.close()
 
 

@@ -82,7 +82,7 @@ def busy() -> Iterator[Trouble]:
             lambda: server.ask("SCRIPT", "KILL"),
             {Counter.L2_ERROR_LOADING, Counter.L2_ERROR_TIMEOUT},
         )
-        running.join(10)
+        running.join(60)
 
 
 OUTAGES: dict[str, Callable[[], contextlib.AbstractContextManager[Trouble]]] = {

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forks import fork
 from redis_servers import RedisServer, wait_for
 
 from llm_edge_cache import (
@@ -481,14 +482,15 @@ def test_sigkill_at_any_point_leaves_the_slab_sound(slab: SharedSlab, tmp_path: 
     arguments = arguments_of(command, tmp_path / "file")
     arguments[1:1] = ["--name", slab.name]
     generator = random.Random(1)
+
+    def quietly() -> None:
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - not into what collects the output of the tests
+        main(arguments)
+
     for _ in range(12):
         if command == "restore":
             slab.clear()
-        pid = os.fork()
-        if pid == 0:
-            sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - not into what collects the output of the tests
-            main(arguments)
-            os._exit(0)
+        pid = fork(quietly)
         time.sleep(generator.uniform(0.0, 0.03))
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import threading
 
 import pytest
+from forks import ends_well, fork
 
 from llm_edge_cache import ComputeError, SharedSlab
 from llm_edge_cache import flight as flight_module
@@ -192,11 +192,13 @@ def test_ending_and_telling_once_the_slab_is_closed_does_nothing(flights: Flight
 
 def test_a_forked_child_does_not_end_its_parents_flight(flights: Flights, slab: SharedSlab) -> None:
     mine = lead(flights)
-    child = os.fork()
-    if child == 0:
+
+    def child() -> None:
         own = Flights(slab)  # what the engine makes after a fork
         own.end(mine)
-        os._exit(own.holds(mine) or not isinstance(own.join(KEY), Running))
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert not own.holds(mine)
+        assert isinstance(own.join(KEY), Running)
+
+    assert ends_well(fork(child))
     assert flights.is_running(Running(mine.record, mine.token))
     assert slab._counter_sums()[Counter.FLIGHTS_LOST] == 0

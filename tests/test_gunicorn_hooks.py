@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from forks import fork
 from gunicorn.config import Config
 from worker_servers import wait_until
 
@@ -80,13 +81,12 @@ def test_a_failure_to_start_is_what_gunicorn_reports_as_one_line(name: str, monk
 def _kill_writer(name: str) -> bool:
     """Kill a process that fills large values; return whether it left a reservation beside its entry."""
     with SharedSlab.attach(name) as slab:
-        pid = os.fork()
-        if pid == 0:
-            try:
-                while True:
-                    slab.set(b"k", bytes(LARGE_BYTES))
-            finally:
-                os._exit(1)
+
+        def write_large() -> None:
+            while True:
+                slab.set(b"k", bytes(LARGE_BYTES))
+
+        pid = fork(write_large)
         try:
             wait_until(lambda: slab.stats().used_bytes > LARGE_BYTES * 1.5, "a reservation beside the entry")
         finally:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forks import ends_well, fork
 
 from llm_edge_cache import (
     SharedSlab,
@@ -385,20 +385,13 @@ NOBODY = 65534
 
 
 def _as_nobody(work: Callable[[], Any]) -> None:
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            os.setgroups([])
-            os.setgid(NOBODY)
-            os.setuid(NOBODY)
-            work()
-            status = 0
-        except BaseException:  # shown, and told by the exit status
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    def as_nobody() -> None:
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+        work()
+
+    assert ends_well(fork(as_nobody))
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 from fault_proxy import FaultProxy
+from forks import fork, write_for_ever
 from redis_servers import RedisServer
 from worker_servers import GUNICORN, HOOKS, Bench, Server, bench, wait_until
 
@@ -313,10 +314,7 @@ def test_killed_workers_take_nothing_with_them(fleet: Fleet) -> None:
 def _killed_with_the_lock(slab: SharedSlab) -> Iterator[None]:
     """Stop a process that has the slab's lock; it is killed at the end."""
     slab._set_lock_timeout(0.1)
-    pid = os.fork()
-    if pid == 0:
-        while True:
-            slab.set(b"theirs", bytes(4000))
+    pid = fork(lambda: write_for_ever(slab))
     try:
         wait_until(lambda: _is_stopped_with_the_lock(slab, pid), "it is stopped while it has the lock")
         yield

@@ -5,13 +5,13 @@ The groups take seconds to start and to fail over, so each is started once and i
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from fault_proxy import FaultProxy
+from forks import ends_well, fork
 from redis.crc import key_slot
 from redis.exceptions import AskError, ClusterDownError, MovedError, ReadOnlyError, ResponseError, TryAgainError
 from redis_faces import Face, make_face
@@ -419,12 +419,13 @@ def test_a_seed_that_is_gone_is_passed_over(make: Callable[..., Face], redis_clu
 def test_a_fork_leaves_the_cluster_s_connections_to_the_parent(redis_cluster: RedisCluster) -> None:
     client = make_face("threads", redis_cluster.url, operation_timeout=5.0)
     client.connect()
-    child = os.fork()
-    who = b"child" if child == 0 else b"parent"
     echo = LuaScript("return {KEYS[1], ARGV[1]}")
-    is_right = all(client.run(Script(echo, b"%d" % n, (who,))) == [b"%d" % n, who] for n in range(200))
-    if child == 0:
-        os._exit(0 if is_right else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert is_right
+
+    def converse(who: bytes) -> None:
+        for n in range(200):
+            assert client.run(Script(echo, b"%d" % n, (who,))) == [b"%d" % n, who]
+
+    child = fork(lambda: converse(b"child"))
+    converse(b"parent")
+    assert ends_well(child)
     client.close()

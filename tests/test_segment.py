@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forks import ends_well, fork
 
 from llm_edge_cache import (
     SharedSlab,
@@ -250,10 +251,7 @@ def test_a_stopped_holder_of_the_lock_is_an_error_not_a_hang(name: str, monkeypa
 
 def test_a_child_forked_while_the_lock_is_held_does_not_keep_it(name: str) -> None:
     with namelock.hold(_place(name)):
-        pid = os.fork()
-        if pid == 0:
-            time.sleep(100)
-            os._exit(0)
+        pid = fork(lambda: time.sleep(100))
     try:
         begin = time.monotonic()
         SharedSlab(name, SMALL).close()
@@ -312,6 +310,12 @@ def test_what_is_not_the_user_s_alone_is_refused(name: str, plant: Callable[[str
         assert os.path.lexists(place.lock if lock else place.segment)
 
 
+def _become_nobody() -> None:
+    os.setgroups([])
+    os.setgid(NOBODY)
+    os.setuid(NOBODY)
+
+
 @needs_root
 @pytest.mark.parametrize("lock", [False, True], ids=["segment", "lock file"])
 def test_what_another_user_planted_is_refused(name: str, lock: bool) -> None:
@@ -326,20 +330,14 @@ def test_what_root_planted_is_refused_by_others(name: str, lock: bool) -> None:
     place = place_of(name, Owner(NOBODY, NOBODY))
     path = place.lock if lock else place.segment
     _plant(path, mode=0o666)
+
+    def as_nobody() -> None:
+        _become_nobody()
+        with pytest.raises(SlabPermissionError, match=r"belongs to uid 0|Permission denied"):
+            SharedSlab(name, SMALL)
+
     try:
-        pid = os.fork()
-        if pid == 0:
-            status = 1
-            try:
-                os.setgroups([])
-                os.setgid(NOBODY)
-                os.setuid(NOBODY)
-                with pytest.raises(SlabPermissionError, match=r"belongs to uid 0|Permission denied"):
-                    SharedSlab(name, SMALL)
-                status = 0
-            finally:
-                os._exit(status)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert ends_well(fork(as_nobody))
     finally:
         os.unlink(path)
         if os.path.lexists(place.lock):
@@ -348,23 +346,16 @@ def test_what_root_planted_is_refused_by_others(name: str, lock: bool) -> None:
 
 @needs_root
 def test_users_do_not_meet(name: str) -> None:
+    def as_nobody() -> None:
+        _become_nobody()
+        assert not SharedSlab.exists(name)
+        assert name not in list_slabs()
+        with SharedSlab(name, SMALL) as theirs:
+            assert theirs.stats().attached_processes == 1
+            theirs.unlink()
+
     with SharedSlab(name, SMALL):
-        pid = os.fork()
-        if pid == 0:
-            status = 1
-            try:
-                os.setgroups([])
-                os.setgid(NOBODY)
-                os.setuid(NOBODY)
-                assert not SharedSlab.exists(name)
-                assert name not in list_slabs()
-                with SharedSlab(name, SMALL) as theirs:
-                    assert theirs.stats().attached_processes == 1
-                    theirs.unlink()
-                status = 0
-            finally:
-                os._exit(status)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert ends_well(fork(as_nobody))
         assert SharedSlab.exists(name)
 
 

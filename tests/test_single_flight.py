@@ -20,6 +20,7 @@ from callers import (
     Outcome,
     Provider,
     Threads,
+    close_copies,
     crew,
     make_face,
     outcome_of,
@@ -27,6 +28,7 @@ from callers import (
     wait_joined,
     wait_until,
 )
+from forks import ends_well, fork
 
 from llm_edge_cache import CachedResponse, CacheManager, L1Config, SharedSlab, SyncCacheManager
 from llm_edge_cache.errors import ComputeError
@@ -371,21 +373,16 @@ def test_a_forked_child_uses_the_manager_at_once_and_the_parents_flight_goes_on(
     calls = [face.start(shut) for _ in range(3)]
     shut.wait_called()
     others = Provider(tmp_path / "others")
-    child = os.fork()
-    if child == 0:
-        os._exit(_use_in_child(face, others, shut))
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert ends_well(fork(lambda: _use_in_child(face, others, shut)))
     assert [outcome_of(call).content for call in calls] == [f"answer of {os.getpid()}"] * 3
     assert (len(shut.calls()), len(others.calls())) == (1, 1)
     assert counted(face, Counter.FLIGHTS_LOST) == counted(face, Counter.COMPUTE_ERRORS) == 0
 
 
-def _use_in_child(face: Face, others: Provider, shut: Provider) -> int:
+def _use_in_child(face: Face, others: Provider, shut: Provider) -> None:
     manager = face.manager
     if isinstance(manager, CacheManager):
-        for state in list(manager._loops.values()):
-            for task in state.tasks:  # what the child's garbage collector may do to its copy of them
-                task.get_coro().close()
+        close_copies(manager)
         mine = Loop(manager)
     else:
         mine = Threads(manager)
@@ -393,7 +390,8 @@ def _use_in_child(face: Face, others: Provider, shut: Provider) -> int:
     shared = mine.start(shut)  # the parent's flight, from another process
     time.sleep(0.1)
     shut.open()
-    return int((own.content, outcome_of(shared).content) != (f"answer of {os.getpid()}", f"answer of {os.getppid()}"))
+    assert own.content == f"answer of {os.getpid()}"
+    assert outcome_of(shared).content == f"answer of {os.getppid()}"
 
 
 def test_threads_whose_cache_is_closed_get_their_answers(l1: L1Config, tmp_path: Path, shut: Provider) -> None:

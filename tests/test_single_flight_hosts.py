@@ -17,6 +17,7 @@ from callers import (
     Outcome,
     Provider,
     Worker,
+    close_copies,
     crew,
     make_face,
     outcome_of,
@@ -24,6 +25,7 @@ from callers import (
     wait_until,
 )
 from fault_proxy import FaultProxy
+from forks import ends_well, fork
 from redis_servers import RedisServer
 
 from llm_edge_cache import CacheManager, L1Config, L2Config, SharedSlab, fetch, upkeep
@@ -245,21 +247,16 @@ def test_a_forked_child_leaves_its_parents_lease_alone_and_uses_redis_at_once(
     face = make_face("asyncio", hosts[0], l2)
     call = face.start(shut)
     shut.wait_called()
-    child = os.fork()
-    if child == 0:
-        try:
-            assert isinstance(face.manager, CacheManager)
-            for state in list(face.manager._loops.values()):
-                for task in state.tasks:  # what the child's garbage collector may do to its copy of them
-                    with contextlib.suppress(ValueError):  # the parent was just executing it: then that does nothing
-                        task.get_coro().close()
-            own = Loop(face.manager)
-            outcome = outcome_of(own.start(Provider(tmp_path / "child"), "another question"))
-            own.close()  # sends what is queued
-            os._exit(outcome.error is not None)
-        finally:
-            os._exit(2)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    def child() -> None:
+        assert isinstance(face.manager, CacheManager)
+        close_copies(face.manager)
+        own = Loop(face.manager)
+        outcome = outcome_of(own.start(Provider(tmp_path / "child"), "another question"))
+        own.close()  # sends what is queued
+        assert outcome.error is None
+
+    assert ends_well(fork(child))
     lease = redis_server.ask("GET", l2.key_prefix.encode() + tier_key(request()))
     assert lease[:1] == b"L"
     wait_until(lambda: sums(hosts[0])[Counter.L2_WRITES] == 1, "the child's answer is in Redis")

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from forks import ends_well, fork, write_for_ever
 
 from llm_edge_cache import SharedSlab, SlabBusyError, SlabConfig
 from llm_edge_cache.native import native
@@ -34,12 +35,13 @@ NOTICED_SECONDS = 5.0
 def a_leader(slab: SharedSlab, key: bytes, lease_ns: int = LONG) -> Iterator[tuple[int, int, int]]:
     """Another process that leads the key's flight and then waits to be ended; gives pid, index and token."""
     reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        role, index, token = slab._flight_join(key, lease_ns)
-        os.write(writing, b"%d %d %d" % (role, index, token))
+
+    def lead() -> None:
+        os.write(writing, b"%d %d %d" % slab._flight_join(key, lease_ns))
         while True:
             signal.pause()
+
+    child = fork(lead)
     role, index, token = map(int, os.read(reading, 100).split())
     os.close(reading)
     os.close(writing)
@@ -200,8 +202,8 @@ def test_the_death_of_a_leader_is_noticed_at_once(slab: SharedSlab) -> None:
 def test_a_stopped_leader_is_replaced_and_its_late_fill_refused(slab: SharedSlab) -> None:
     to_child, from_parent = os.pipe()
     to_parent, from_child = os.pipe()
-    child = os.fork()
-    if child == 0:
+
+    def lead() -> None:
         role, index, token = slab._flight_join(b"key", 300 * MILLISECOND)
         _, fill_token = slab.get_or_token(b"key")
         os.write(from_child, b"%d %d %d" % (role, index, token))
@@ -214,7 +216,8 @@ def test_a_stopped_leader_is_replaced_and_its_late_fill_refused(slab: SharedSlab
         )
         os.write(from_child, b"%d" % sum(late))
         os.read(to_child, 1)
-        os._exit(0)
+
+    child = fork(lead)
     role, index, token = map(int, os.read(to_parent, 100).split())
     assert role == LED
     os.waitpid(child, os.WUNTRACED)
@@ -246,12 +249,13 @@ def test_a_reaper_frees_the_flights_of_the_dead(slab: SharedSlab) -> None:
 
 def test_a_forked_child_does_not_own_its_parents_flights(slab: SharedSlab) -> None:
     _, index, token = slab._flight_join(b"key", LONG)
-    child = os.fork()
-    if child == 0:
-        mine = slab._flight_end(index, token) or slab._flight_renew(index, token, 1)
-        joined = slab._flight_join(b"key", LONG) == (JOINED, index, token)
-        os._exit(0 if joined and not mine else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    def child() -> None:
+        assert not slab._flight_end(index, token)
+        assert not slab._flight_renew(index, token, 1)
+        assert slab._flight_join(b"key", LONG) == (JOINED, index, token)
+
+    assert ends_well(fork(child))
     assert slab._flight_end(index, token) is True
 
 
@@ -305,17 +309,11 @@ def test_there_is_one_leader_at_a_time(slab: SharedSlab) -> None:
             led += 1
         return led
 
-    children = []
-    for _ in range(4):
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                status = 0 if lead_often() > 0 else 2
-            finally:
-                os._exit(status)
-        children.append(child)
-    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * 4
+    def child() -> None:
+        assert lead_often() > 0
+
+    children = [fork(child) for _ in range(4)]
+    assert [ends_well(child) for child in children] == [True] * 4
 
 
 def test_threads_join_each_others_flights(slab: SharedSlab) -> None:
@@ -416,10 +414,7 @@ def test_flights_whose_lock_is_held_by_a_stopped_process_are_not_to_be_had(slab:
 @contextmanager
 def _a_stopped_lock_holder(slab: SharedSlab) -> Iterator[None]:
     """A child that is stopped inside of a critical section; found by trying."""
-    child = os.fork()
-    if child == 0:
-        for number in range(10**9):
-            slab.set(b"busy %d" % (number % 50), b"x" * 8000)
+    child = fork(lambda: write_for_ever(slab, 8000))
     try:
         _stop_inside(slab, child)
         yield

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from forks import ends_well, fork, write_for_ever
 
 from llm_edge_cache import SharedSlab, SlabBusyError, SlabConfig, SlabNotFoundError
 
@@ -129,15 +130,7 @@ os._exit(0) if sys.argv[2] == "kill" else slab.close()
 
 
 def _in_fork(work: Callable[[], Any]) -> None:
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            work()
-            status = 0
-        finally:
-            os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert ends_well(fork(work))
 
 
 def test_a_forked_child_is_a_process_of_its_own(slab: SharedSlab) -> None:
@@ -261,10 +254,7 @@ with SharedSlab(sys.argv[1], SlabConfig(memory_bytes=4 << 20)) as slab:
 @contextlib.contextmanager
 def _writer(slab: SharedSlab) -> Iterator[int]:
     """A process that does nothing but write; yields its pid."""
-    pid = os.fork()
-    if pid == 0:
-        while True:
-            slab.set(b"theirs", bytes(4000))
+    pid = fork(lambda: write_for_ever(slab))
     try:
         yield pid
     finally:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+from forks import ends_well, fork
 
 from llm_edge_cache import SharedSlab, SlabClosedError, SlabConfig
 from llm_edge_cache.native import native
@@ -126,11 +127,12 @@ def test_counts_of_threads_come_out_exactly(slab: SharedSlab) -> None:
 
 def test_a_forked_child_counts_in_a_record_of_its_own(slab: SharedSlab) -> None:
     slab._count(0, 5)
-    child = os.fork()
-    if child == 0:
+
+    def child() -> None:
         slab._count(0, 7)
-        os._exit(slab._counter_sums()[0])
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 12
+        assert slab._counter_sums()[0] == 12
+
+    assert ends_well(fork(child))
     assert slab._counter_sums()[0] == 12
 
 
@@ -224,10 +226,12 @@ def test_a_take_over_moves_the_fence(slab: SharedSlab) -> None:
 
 def test_an_identity_is_alive_as_long_as_its_process(slab: SharedSlab) -> None:
     reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
+
+    def tell() -> None:
         os.write(writing, b"%d" % slab._identity())
         signal.pause()
+
+    child = fork(tell)
     identity = int(os.read(reading, 100))
     assert identity != slab._identity()
     assert slab._is_alive(slab._identity())

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from forks import fork
 
 from llm_edge_cache import SharedSlab, SlabClosedError
 from llm_edge_cache.waiting import FlightWaiters
@@ -85,10 +86,12 @@ def test_waiting_ends_when_time_is_up(slab: SharedSlab, waiters: FlightWaiters) 
 
 def test_an_owner_that_dies_rings_no_bell_and_is_noticed(slab: SharedSlab, waiters: FlightWaiters) -> None:
     reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
+
+    def lead() -> None:
         os.write(writing, b"%d %d" % begin(slab))
         signal.pause()
+
+    child = fork(lead)
     record, token = map(int, os.read(reading, 100).split())
 
     async def wait() -> int:

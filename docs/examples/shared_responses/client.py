@@ -14,7 +14,7 @@ from exchanges import Exchange
 
 ZIPF_EXPONENT = 0.9
 TIMEOUT_SECONDS = 60.0
-READY_SECONDS = 30.0
+READY_SECONDS = 60.0
 PROBES = 4  # at a time: of single ones, one idle worker might take them all
 
 
