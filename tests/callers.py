@@ -21,6 +21,8 @@ from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from processes import stop
+
 from llm_edge_cache import (
     CacheableRequest,
     CachedResponse,
@@ -343,7 +345,7 @@ class Worker:
 
     def pause(self) -> None:
         """SIGSTOP."""
-        os.kill(self.pid, signal.SIGSTOP)
+        stop(self.pid)
 
     def resume(self) -> None:
         """SIGCONT."""

@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import secrets
-import signal
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -21,6 +20,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import psutil
+from processes import go_on, stop
 from stand_in_upstream import StandInUpstream, load_recordings
 from worker_servers import PATIENT_MASTER, Server, is_running, wait_until
 
@@ -320,12 +320,11 @@ def _stopped(pids: Iterable[int]) -> Iterator[None]:
     stopped = list(pids)
     try:
         for pid in stopped:
-            os.kill(pid, signal.SIGSTOP)
+            stop(pid)
         yield
     finally:
         for pid in stopped:
-            with contextlib.suppress(ProcessLookupError):  # its master has replaced one that did not answer meanwhile
-                os.kill(pid, signal.SIGCONT)
+            go_on(pid)  # its master may have replaced one that did not answer meanwhile
 
 
 # ---- questions ----

@@ -12,6 +12,8 @@ import subprocess
 import sys
 from typing import Any
 
+from processes import stop
+
 from llm_edge_cache import CacheableRequest, CachedResponse, L1Config, L2Config, SyncCacheManager
 from llm_edge_cache.keys import tier_key
 from llm_edge_cache.regions import Counter, Word
@@ -54,7 +56,7 @@ class HostAgent:
         self.process.wait()
 
     def stop(self) -> None:
-        self.process.send_signal(signal.SIGSTOP)
+        stop(self.process.pid)
 
     def go_on(self) -> None:
         self.process.send_signal(signal.SIGCONT)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import redis
+from processes import stop
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
 from redis.retry import Retry
@@ -211,7 +212,7 @@ class RedisServer:
     def pause(self) -> None:
         """Stop it by SIGSTOP: the kernel goes on accepting connections, nobody answers."""
         assert self.process is not None
-        self.process.send_signal(signal.SIGSTOP)
+        stop(self.process.pid)
 
     def resume(self) -> None:
         assert self.process is not None

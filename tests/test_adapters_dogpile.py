@@ -20,6 +20,7 @@ from dogpile.testing.fixtures import (
     _GenericMutexTestSuite,
     _GenericSerializerTestSuite,
 )
+from processes import stop
 
 from llm_edge_cache import SharedSlab, SlabConfig
 from llm_edge_cache.adapters import dogpile as adapter
@@ -350,7 +351,7 @@ def test_an_owner_that_is_stopped_loses_it_and_another_s_is_not_released(name: s
     process = FORK.Process(target=hold_and_release)
     process.start()
     assert held.wait(PATIENCE)
-    os.kill(process.pid or 0, signal.SIGSTOP)
+    stop(process.pid or 0)
     try:
         assert mutex.acquire() is True
     finally:

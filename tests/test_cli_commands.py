@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forks import fork
+from processes import fork, stop
 from redis_servers import RedisServer, wait_for
 
 from llm_edge_cache import (
@@ -457,7 +457,7 @@ def test_what_only_reads_works_while_the_application_hangs(
     slab: SharedSlab, run: Any, writers: list[int], tmp_path: Path
 ) -> None:
     for pid in writers:
-        os.kill(pid, signal.SIGSTOP)
+        stop(pid)
     for command in ("stats", "top", "scan", "snapshot"):
         ran = run(*arguments_of(command, tmp_path / "file"))
         assert (ran.code, ran.err) == (0, ""), command

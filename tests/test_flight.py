@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
-from forks import ends_well, fork
+from processes import ends_well, fork
 
 from llm_edge_cache import ComputeError, SharedSlab
 from llm_edge_cache import flight as flight_module

@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 from browser import Browser, Page
 from gateway_servers import CHAT, Connection, Gateway, ask, question, run_gateway
+from processes import stop
 from redis_servers import RedisServer
 from stand_in_upstream import StandInUpstream
 
@@ -300,7 +301,7 @@ def test_a_gateway_that_does_not_answer_is_told_and_found_again(tmp_path: Path) 
         async def steps(browser: Browser) -> None:
             page = await browser.open(f"{gateway.url}/dashboard")
             await is_live(page)
-            gateway.server.send(signal.SIGSTOP)
+            stop(gateway.server.pid)
             try:
                 await page.wait_for("document.body.dataset.is === 'lost'")
                 assert "The gateway cannot be reached since" in await page.text()

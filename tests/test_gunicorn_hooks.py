@@ -11,8 +11,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from forks import fork
 from gunicorn.config import Config
+from processes import fork
 from worker_servers import wait_until
 
 from llm_edge_cache import SharedSlab, SlabConfig

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forks import ends_well, fork
+from processes import ends_well, fork
 
 from llm_edge_cache import (
     SharedSlab,

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from fault_proxy import FaultProxy
-from forks import fork, write_for_ever
+from processes import fork, stop, write_for_ever
 from redis_servers import RedisServer
 from worker_servers import GUNICORN, HOOKS, Bench, Server, bench, wait_until
 
@@ -279,7 +279,7 @@ def test_a_computation_of_a_killed_worker_is_taken_over(fleet: Fleet) -> None:
 def test_a_computation_of_a_stopped_worker_is_lost_to_it(fleet: Fleet) -> None:
     with ThreadPoolExecutor(2) as pool:
         leader = _compute(fleet, "stopped", 0.5, pool)
-        os.kill(leader, signal.SIGSTOP)
+        stop(leader)
         try:
             assert fleet.server.ask("/slow?prompt=stopped&seconds=0.1")["pid"] != leader
         finally:
@@ -324,7 +324,7 @@ def _killed_with_the_lock(slab: SharedSlab) -> Iterator[None]:
 
 
 def _is_stopped_with_the_lock(slab: SharedSlab, pid: int) -> bool:
-    os.kill(pid, signal.SIGSTOP)
+    stop(pid)
     try:
         slab.set(b"ours", b"")
     except SlabBusyError:

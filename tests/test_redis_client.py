@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from fault_proxy import FaultProxy
-from forks import ends_well, fork
+from processes import ends_well, fork
 from redis.utils import HIREDIS_AVAILABLE
 from redis_faces import AsyncFace, Face, make_face
 from redis_servers import RedisServer, wait_for

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from fault_proxy import FaultProxy
-from forks import ends_well, fork
+from processes import ends_well, fork
 from redis.crc import key_slot
 from redis.exceptions import AskError, ClusterDownError, MovedError, ReadOnlyError, ResponseError, TryAgainError
 from redis_faces import Face, make_face

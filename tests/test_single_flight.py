@@ -28,7 +28,7 @@ from callers import (
     wait_joined,
     wait_until,
 )
-from forks import ends_well, fork
+from processes import ends_well, fork
 
 from llm_edge_cache import CachedResponse, CacheManager, L1Config, SharedSlab, SyncCacheManager
 from llm_edge_cache.errors import ComputeError

@@ -25,7 +25,7 @@ from callers import (
     wait_until,
 )
 from fault_proxy import FaultProxy
-from forks import ends_well, fork
+from processes import ends_well, fork
 from redis_servers import RedisServer
 
 from llm_edge_cache import CacheManager, L1Config, L2Config, SharedSlab, fetch, upkeep

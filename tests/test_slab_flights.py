@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from forks import ends_well, fork, write_for_ever
+from processes import ends_well, fork, write_for_ever
 
 from llm_edge_cache import SharedSlab, SlabBusyError, SlabConfig
 from llm_edge_cache.native import native

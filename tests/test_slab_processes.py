@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from forks import ends_well, fork, write_for_ever
+from processes import ends_well, fork, stop, write_for_ever
 
 from llm_edge_cache import SharedSlab, SlabBusyError, SlabConfig, SlabNotFoundError
 
@@ -264,8 +264,7 @@ def _writer(slab: SharedSlab) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _stopped(pid: int) -> Iterator[None]:
-    os.kill(pid, signal.SIGSTOP)
-    time.sleep(0.001)  # until it stands
+    stop(pid)
     try:
         yield
     finally:

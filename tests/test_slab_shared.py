@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from forks import ends_well, fork
+from processes import ends_well, fork
 
 from llm_edge_cache import SharedSlab, SlabClosedError, SlabConfig
 from llm_edge_cache.native import native

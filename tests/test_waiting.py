@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from forks import fork
+from processes import fork
 
 from llm_edge_cache import SharedSlab, SlabClosedError
 from llm_edge_cache.waiting import FlightWaiters
