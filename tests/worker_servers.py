@@ -143,9 +143,10 @@ class Server:
 
 
 def is_running(pid: int) -> bool:
-    """Tell whether the process runs; a zombie that no one reaps does not."""
+    """Tell whether the process runs; a zombie that no one reaps does not, once its last other thread has ended."""
     with suppress(psutil.Error):
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1
     return False
 
 
