@@ -26,7 +26,7 @@ from worker_servers import PATIENT_MASTER, Server, is_running, wait_until
 
 from llm_edge_cache import SharedSlab
 from llm_edge_cache.gateway.config import CONFIG_VARIABLE
-from llm_edge_cache.gateway.stand_in import recording_key
+from llm_edge_cache.gateway.stand_in import StandInSettings, recording_key
 from llm_edge_cache.gateway.stand_in_faults import Plan
 
 MiB = 1 << 20
@@ -154,6 +154,32 @@ def run_gateway(
                 slab.unlink()
             assert problems == []
     assert "Traceback" not in server.log, server.log
+
+
+@contextmanager
+def run_hosts(
+    directory: Path, settings: StandInSettings, *, hosts: int = 1, redis_url: str | None = None, **options: Any
+) -> Iterator[list[Gateway]]:
+    """Gateways that share nothing but the provider and, if there is one, the Redis: as many hosts.
+
+    Args:
+        directory: for the logs.
+        settings: the provider's.
+        hosts: how many.
+        redis_url: of the Redis; in it they have a prefix of their own.
+        options: of `run_gateway`, for each.
+    """
+    if redis_url is not None:
+        prefix = f"hosts-{secrets.token_hex(4)}:"
+        options["l2"] = {
+            "operation_timeout_ms": 5000,
+            **options.get("l2", {}),
+            "redis_url": redis_url,
+            "key_prefix": prefix,
+        }
+    with contextlib.ExitStack() as stack:
+        upstream = stack.enter_context(StandInUpstream(settings))
+        yield [stack.enter_context(run_gateway(directory, upstream, **options)) for _ in range(hosts)]
 
 
 # ---- the client ----

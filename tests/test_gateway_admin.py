@@ -10,7 +10,6 @@ import secrets
 import socket
 import urllib.parse
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +26,9 @@ from gateway_servers import (
     connections_by_worker,
     question,
     request,
-    run_gateway,
+    run_hosts,
 )
 from redis_servers import RedisServer
-from stand_in_upstream import StandInUpstream
 from worker_servers import Server, wait_until
 
 from llm_edge_cache import SharedSlab
@@ -68,33 +66,19 @@ def message_of(reply: Reply) -> str:
     return str(reply.json["error"]["message"])
 
 
-@contextmanager
-def running(
-    directory: Path, *, hosts: int = 1, redis: RedisServer | None = None, **config: Any
-) -> Iterator[list[Gateway]]:
-    """Gateways that share nothing but the provider and, if there is one, the Redis: as many hosts."""
-    if redis is not None:
-        config["l2"] = {
-            "redis_url": redis.url,
-            "key_prefix": f"admin-{secrets.token_hex(4)}:",
-            "operation_timeout_ms": 5000,
-        }
-    with ExitStack() as stack:
-        upstream = stack.enter_context(StandInUpstream(DIFFERENT))
-        yield [stack.enter_context(run_gateway(directory, upstream, **config)) for _ in range(hosts)]
-
-
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """A gateway with an admin token."""
-    with running(tmp_path_factory.mktemp("guarded"), admin_token=TOKEN) as (gateway,):
+    with run_hosts(tmp_path_factory.mktemp("guarded"), DIFFERENT, admin_token=TOKEN) as (gateway,):
         yield gateway
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[list[Gateway]]:
     """Two hosts with one Redis."""
-    with running(tmp_path_factory.mktemp("pair"), hosts=2, redis=redis_server, workers=2) as gateways:
+    with run_hosts(
+        tmp_path_factory.mktemp("pair"), DIFFERENT, hosts=2, redis_url=redis_server.url, workers=2
+    ) as gateways:
         yield gateways
 
 
@@ -305,13 +289,13 @@ def test_elsewhere_is_told_that_it_needs_a_token(tmp_path: Path) -> None:
             await connection.send(f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode() + b'{"confirm": "clear"}')
             return await connection.body(await connection.head())
 
-    with running(tmp_path, options=("--host", "0.0.0.0")) as (gateway,):
+    with run_hosts(tmp_path, DIFFERENT, options=("--host", "0.0.0.0")) as (gateway,):
         for path in PATHS:
             method = "POST" if path in ("/admin/delete", "/admin/clear") else "GET"
             reply = asyncio.run(main(gateway, method, path))
             assert reply.status == 403
             assert "LLM_EDGE_CACHE_ADMIN_TOKEN" in message_of(reply)
-    with running(tmp_path, options=("--host", "0.0.0.0"), admin_token=TOKEN) as (gateway,):
+    with run_hosts(tmp_path, DIFFERENT, options=("--host", "0.0.0.0"), admin_token=TOKEN) as (gateway,):
         assert asyncio.run(main(gateway, "GET", "/admin/stats")).status == 401
         reply = asyncio.run(main(gateway, "GET", "/admin/stats", authorization=f"Bearer {TOKEN}", host="cache.example"))
         assert reply.status == 200
@@ -538,7 +522,7 @@ def test_it_reaches_redis_and_the_other_host(stream: bool, kind: str, pair: list
 
 
 def test_while_redis_is_away_it_is_told_later(tmp_path: Path) -> None:
-    with RedisServer() as redis, running(tmp_path, redis=redis) as (gateway,):
+    with RedisServer() as redis, run_hosts(tmp_path, DIFFERENT, redis_url=redis.url) as (gateway,):
         answer(gateway, "stored before", **TEAM)
         redis.stop()
         assert void(gateway, "/admin/delete", {"namespace": "team-a"})["redis"] == "later"
@@ -583,7 +567,7 @@ def test_serve_logs_what_was_made_void_and_no_secret(tmp_path: Path) -> None:
 
     logging = tmp_path / "logging.json"
     logging.write_text(json.dumps(serve._log_config(uvicorn.config.LOGGING_CONFIG)))
-    with running(tmp_path, admin_token=TOKEN, options=("--log-config", str(logging))) as (gateway,):
+    with run_hosts(tmp_path, DIFFERENT, admin_token=TOKEN, options=("--log-config", str(logging))) as (gateway,):
         bearer = {"authorization": f"Bearer {TOKEN}"}
         key = str(answer(gateway, "a secret question", authorization="Bearer sk-secret").get("x-cache-key"))
         void(gateway, "/admin/delete", {"key": key}, **bearer)
