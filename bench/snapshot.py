@@ -3,7 +3,8 @@
     python bench/snapshot.py [--quick] [--json FILE]
 
 The files lie on tmpfs. Each way runs in a process of its own. Its memory is what it has besides the slab, the whole
-interpreter included. What the writers lose is the median over pairs of windows, one beside the command and one without.
+interpreter included. What the writers lose is the median over pairs of windows: beside the command, and while it is
+stopped.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import multiprocessing
 import os
 import random
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -124,8 +126,8 @@ def _rate(counts: list[Synchronized[int]], seconds: float) -> float:
 
 
 @contextmanager
-def _running(command: list[str]) -> Iterator[None]:
-    """The command again and again, until the end of the block."""
+def _running(command: list[str]) -> Iterator[int]:
+    """The command again and again, until the end of the block; gives the id of its process group."""
     program = (
         "import subprocess, sys\nwhile True: subprocess.run([sys.executable, '-m', 'llm_edge_cache', *sys.argv[1:]])"
     )
@@ -133,9 +135,9 @@ def _running(command: list[str]) -> Iterator[None]:
         [sys.executable, "-c", program, *command], stdout=subprocess.DEVNULL, start_new_session=True
     )
     try:
-        yield
+        yield process.pid
     finally:
-        os.killpg(process.pid, 9)
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
@@ -158,7 +160,7 @@ def effects(entries: int, pairs: int, seconds: float, seed: int) -> dict[str, An
             }
             return {
                 what: _effect(counts, command, pairs, seconds)
-                | {"processor_share": _processor_share(command, 12 * seconds)}
+                | {"processor_share": _processor_share(command, 30 * seconds)}
                 for what, command in commands.items()
             }
         finally:
@@ -168,14 +170,17 @@ def effects(entries: int, pairs: int, seconds: float, seed: int) -> dict[str, An
 
 
 def _effect(counts: list[Synchronized[int]], command: list[str], pairs: int, seconds: float) -> dict[str, Any]:
-    shares = []
-    for _ in range(pairs):
-        alone = _rate(counts, seconds)
-        with _running(command):
-            time.sleep(0.5)  # the interpreter's start is no part of a snapshot
-            beside = _rate(counts, seconds)
-        shares.append(beside / ((alone + _rate(counts, seconds)) / 2))  # drifts of the host cancel out
-    return {"median": statistics.median(shares), "shares": shares}
+    """Windows in which the command runs and in which it is stopped take turns: drifts of the host cancel out."""
+    rates = []
+    with _running(command) as group:
+        time.sleep(seconds)  # the interpreter's start is no part of a snapshot
+        for at in range(2 * pairs + 1):
+            os.killpg(group, signal.SIGCONT if at % 2 else signal.SIGSTOP)
+            time.sleep(0.02)
+            rates.append(_rate(counts, seconds))
+        os.killpg(group, signal.SIGCONT)
+    shares = [2 * rates[at] / (rates[at - 1] + rates[at + 1]) for at in range(1, 2 * pairs, 2)]
+    return {"median": statistics.median(shares), "mean": statistics.mean(shares), "shares": shares}
 
 
 def _processor_share(command: list[str], seconds: float) -> float:
@@ -228,7 +233,7 @@ def main() -> int:
         "quick": quick,
         "entries": entries,
         "there_and_back": there_and_back(entries, 1 if quick else 3, arguments.seed),
-        "effects": effects(entries, 1 if quick else 6, 0.5 if quick else 5.0, arguments.seed),
+        "effects": effects(entries, *((1, 0.5) if quick else (50, 2.0)), arguments.seed),
     }
     met = write_results(arguments.json, provenance, results, _bars(results, entries * (VALUE_BYTES + 64)))
     return 0 if met or quick else 1
