@@ -42,13 +42,14 @@ from provenance import RESULTS, Bar, Provenance, at_least, at_most, write_result
 
 from llm_edge_cache import SharedSlab
 from llm_edge_cache.gateway.config import CONFIG_VARIABLE
+from llm_edge_cache.gateway.log import LOG_SECONDS
 
 BENCH = Path(__file__).resolve().parent
 WORKERS = 2
 CONNECTIONS = 32
 QUESTIONS = 64
 MISS_EVERY = 10  # in the measurement of memory
-LOG_SECONDS = 11.0  # after which nothing is kept any more of an answer that was under way
+SETTLE_SECONDS = LOG_SECONDS + 1  # after which nothing is kept any more of an answer that was under way
 PATIENCE_SECONDS = 120.0
 DISTRIBUTIONS = ("uvicorn", "uvloop", "httptools", "aiohttp", "msgspec")
 UVICORN = (
@@ -365,7 +366,7 @@ def run(arguments: argparse.Namespace, python: str | None, directory: Path) -> t
                 for kind in ("whole", "stream")
             }
         with gateway(directory, upstream) as served:
-            counts, settle = ((500, 1_000, 2_000), 0.0) if quick else ((20_000, 110_000, 200_000), LOG_SECONDS)
+            counts, settle = ((500, 1_000, 2_000), 0.0) if quick else ((20_000, 110_000, 200_000), SETTLE_SECONDS)
             memory = measure_memory(served.server, questions, counts, settle)
     print_table(hits)
     print(f"misses: {misses}\nmemory: {memory}")

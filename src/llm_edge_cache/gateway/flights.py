@@ -23,7 +23,7 @@ from llm_edge_cache.gateway.answers import End, Head, entry_of, head_of, keepabl
 from llm_edge_cache.gateway.broadcast import Broadcast
 from llm_edge_cache.gateway.config import GatewayConfig
 from llm_edge_cache.gateway.exchange import Exchange
-from llm_edge_cache.gateway.log import Heading, LogLostError, LogReader, LogWriter
+from llm_edge_cache.gateway.log import EndedLogs, Heading, LogLostError, LogReader, LogWriter
 from llm_edge_cache.gateway.protocols import CUT_REASONS, FrameSplitter, FrameTooLargeError, StreamJudge, Verdict
 from llm_edge_cache.gateway.upstream import Call, Upstream, UpstreamFailureError
 from llm_edge_cache.redis_tier import Found
@@ -38,7 +38,6 @@ __all__ = ["AnswerFlights"]
 _log = logging.getLogger("llm_edge_cache")
 
 _WAIT_SECONDS: Final = 1.0
-_LOG_SECONDS: Final = 10.0  # how long followers have to read the last of a log
 _FAILING: Final = frozenset({429, 500, 502, 503, 504, 529})
 """Statuses that a stale answer may stand in for; 529 is Anthropic's "overloaded"."""
 _ABORTED: Final = End("aborted", "the worker that asked for this answer is gone")
@@ -72,6 +71,7 @@ class AnswerFlights:
         self._cut_reasons = frozenset[str]() if config.keep_cut_answers else CUT_REASONS
         self._local: dict[bytes, _Local] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._ended_logs = EndedLogs(self._engine.slab)
 
     def join(self, exchange: Exchange) -> tuple[Broadcast, bool]:
         """Return the answer to a request as it comes, and whether this request is the one that has it asked for."""
@@ -279,7 +279,7 @@ class AnswerFlights:
             if not is_kept:
                 self._engine.fetching.release(lead)
             log.end(end)
-            asyncio.get_running_loop().call_later(_LOG_SECONDS, log.discard)
+            self._ended_logs.add(log)
         broadcast.finish(end)
 
     def _stand_in(self, stale: Entry, broadcast: Broadcast, log: LogWriter) -> End:

@@ -14,8 +14,10 @@ of the tags, is made void  3 B, on another worker, asks: what A gets is too old 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
@@ -27,9 +29,12 @@ from llm_edge_cache.gateway.answers import End, Head
 if TYPE_CHECKING:
     from llm_edge_cache.slab import SharedSlab
 
-__all__ = ["BLOCK_BYTES", "Heading", "LogLostError", "LogReader", "LogWriter"]
+__all__ = ["BLOCK_BYTES", "LOG_SECONDS", "EndedLogs", "Heading", "LogLostError", "LogReader", "LogWriter"]
 
 BLOCK_BYTES: Final = 16 << 10
+LOG_SECONDS: Final = 10.0
+"""How long followers have to read the last of a log."""
+_SWEEP_SECONDS: Final = 0.25
 _SECONDS: Final = 900.0  # what a writer that died leaves behind is gone after that
 
 _MARK: Final = "read"
@@ -65,10 +70,10 @@ class LogWriter:
         """Write for the followers of this flight; record -1: there are none."""
         self._slab = slab
         self._record = record
-        self._token = token
-        self._size = 0
+        self.token = token
+        self.size = 0
+        """Bytes of the body so far."""
         self._block = bytearray()  # the last one, as far as it has come
-        self._parts: list[object] = []
         self._is_lost = record < 0
 
     def head(self, heading: Heading) -> None:
@@ -82,8 +87,8 @@ class LogWriter:
         while view and not self._is_lost:
             part = view[: BLOCK_BYTES - len(self._block)]
             self._block += part
-            self._size += len(part)
-            self._put((self._size - 1) // BLOCK_BYTES, bytes(self._block))
+            self.size += len(part)
+            self._put((self.size - 1) // BLOCK_BYTES, bytes(self._block))
             if len(self._block) == BLOCK_BYTES:
                 self._block.clear()
             view = view[len(part) :]
@@ -91,37 +96,68 @@ class LogWriter:
 
     def end(self, end: End) -> None:
         """Write how it ended. The flight's own end, which follows, wakes the followers."""
-        self._put("end", _encode(msgspec.structs.replace(end, size=self._size)))
-        self._block.clear()  # not kept until discard(): under many misses that would be most of the worker's memory
+        self._put("end", _encode(msgspec.structs.replace(end, size=self.size)))
 
     def is_read(self) -> bool:
         """Tell whether a client of another worker has waited for this answer within the last seconds."""
         try:
-            return self._record >= 0 and _name(self._token, _MARK) in self._slab
+            return self._record >= 0 and _name(self.token, _MARK) in self._slab
         except CacheError:
             return False
 
-    def discard(self) -> None:
-        """Delete everything; once the followers have had the time to read it."""
-        for part in (*self._parts, _MARK):
-            try:
-                self._slab.delete(_name(self._token, part))
-            except CacheError:  # noqa: PERF203 - a few parts; the rest is gone by itself
-                return
+    @property
+    def has_followers(self) -> bool:
+        """Tell whether there may be any."""
+        return self._record >= 0
 
     def _put(self, part: object, data: bytes) -> None:
         if self._is_lost:
             return
-        if not self._parts or self._parts[-1] != part:
-            self._parts.append(part)
         try:
-            self._is_lost = not self._slab.set(_name(self._token, part), data, ttl=_SECONDS, tti=None)
+            self._is_lost = not self._slab.set(_name(self.token, part), data, ttl=_SECONDS, tti=None)
         except SlabBusyError:
             self._is_lost = True
 
     def _advance(self) -> None:
         if not self._is_lost:
-            self._slab._flight_advance(self._record, self._token, 1 + self._size)
+            self._slab._flight_advance(self._record, self.token, 1 + self.size)
+
+
+class EndedLogs:
+    """Logs that have ended, and that followers may still be reading; they are deleted after `LOG_SECONDS`.
+
+    Of each two numbers are kept: the writers themselves, each with a timer, would be most of the memory of a worker with
+    many misses.
+    """
+
+    def __init__(self, slab: SharedSlab) -> None:
+        """Delete from this slab."""
+        self._slab = slab
+        self._ended: deque[tuple[float, int, int]] = deque()  # since when (the loop's time), token, size
+
+    def add(self, log: LogWriter) -> None:
+        """Have what this one wrote deleted in time."""
+        if not log.has_followers:
+            return
+        loop = asyncio.get_running_loop()
+        if not self._ended:
+            loop.call_later(LOG_SECONDS, self._sweep)
+        self._ended.append((loop.time(), log.token, log.size))
+
+    def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._ended and self._ended[0][0] <= loop.time() - LOG_SECONDS:
+            _, token, size = self._ended.popleft()
+            self._delete(token, size)
+        if self._ended:
+            loop.call_later(_SWEEP_SECONDS, self._sweep)
+
+    def _delete(self, token: int, size: int) -> None:
+        for part in ("head", *range(-(-size // BLOCK_BYTES)), "end", _MARK):
+            try:
+                self._slab.delete(_name(token, part))
+            except CacheError:  # noqa: PERF203 - a few parts; the rest is gone by itself
+                return
 
 
 class LogReader:
