@@ -126,8 +126,8 @@ class LogWriter:
 class EndedLogs:
     """Logs that have ended, and that followers may still be reading; they are deleted after `LOG_SECONDS`.
 
-    Of each two numbers are kept: the writers themselves, each with a timer, would be most of the memory of a worker with
-    many misses.
+    Of each two numbers are kept: the writers themselves, each with a timer, would be most of what a worker with many
+    misses has.
     """
 
     def __init__(self, slab: SharedSlab) -> None:
