@@ -24,7 +24,7 @@ from llm_edge_cache.gateway.bodies import TooLargeError, read_body
 from llm_edge_cache.gateway.config import GatewayConfig
 from llm_edge_cache.gateway.figures import figures
 from llm_edge_cache.gateway.page import dashboard
-from llm_edge_cache.gateway.patience import receive_within
+from llm_edge_cache.gateway.patience import Patience
 from llm_edge_cache.gateway.protocols import PROTOCOLS
 from llm_edge_cache.gateway.respond import Receive, Send, send_error, send_whole
 from llm_edge_cache.invalidation import Invalidation, namespace_tag
@@ -76,7 +76,7 @@ class Admin:
         """Show and change this cache."""
         self._manager = manager
         self._token = config.admin_token
-        self._patience = config.client_timeout
+        self._patience = Patience(config.client_timeout)
         self._is_looking = asyncio.Lock()  # at most one poll at a time takes this worker's time
 
     async def serve(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
@@ -137,7 +137,7 @@ class Admin:
         if kind != b"application/json":
             raise _RefusedError(415, "send JSON, with content-type: application/json")
         try:
-            first = await receive_within(receive, self._patience)
+            first = await self._patience.receive(receive)
             raw = await read_body(receive, first, _LARGEST, self._patience)
         except TooLargeError:
             raise _RefusedError(413, f"the body is larger than {_LARGEST} bytes") from None

@@ -28,7 +28,7 @@ from llm_edge_cache.gateway.cached import CachedEndpoints
 from llm_edge_cache.gateway.config import CONFIG_VARIABLE, DEFAULT_MEMORY, GatewayConfig
 from llm_edge_cache.gateway.exchange import ExchangeReader
 from llm_edge_cache.gateway.flights import AnswerFlights
-from llm_edge_cache.gateway.patience import receive_within
+from llm_edge_cache.gateway.patience import Patience
 from llm_edge_cache.gateway.presence import while_present
 from llm_edge_cache.gateway.protocols import PROTOCOLS, BadRequestError, WireProtocol
 from llm_edge_cache.gateway.respond import Receive, Send, send_error, send_part, send_start, send_whole
@@ -60,6 +60,7 @@ class Gateway:
         self._upstream = Upstream(config)
         self._flights = AnswerFlights(self._manager, self._upstream, config)
         self._read = ExchangeReader(config).read
+        self._patience = Patience(config.client_timeout)
         self._cached = CachedEndpoints(self._manager.engine.core, self._flights, config)
         self._registry = CollectorRegistry()
         metrics.register(self._manager, self._registry)
@@ -99,11 +100,11 @@ class Gateway:
     async def _serve_cached(self, protocol: WireProtocol, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         try:
             config = self._config
-            first = await receive_within(receive, config.client_timeout)
+            first = await self._patience.receive(receive)
             raw = first.get("body", b"")
             if first["type"] != "http.request" or first.get("more_body") or len(raw) > config.body_limit:
                 # Not in every request: a hit feels every coroutine on its way.
-                raw = await read_body(receive, first, config.body_limit, config.client_timeout)
+                raw = await read_body(receive, first, config.body_limit, self._patience)
                 if raw is None:
                     return  # the client is gone
             exchange = self._read(protocol, scope, raw)

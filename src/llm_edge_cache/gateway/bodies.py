@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llm_edge_cache.gateway.patience import receive_within
+from llm_edge_cache.gateway.patience import Patience
 from llm_edge_cache.gateway.respond import Message, Receive
 
 __all__ = ["TooLargeError", "read_body"]
@@ -12,18 +12,18 @@ class TooLargeError(Exception):
     """The body exceeds the limit."""
 
 
-async def read_body(receive: Receive, first: Message, limit: int, patience: float) -> bytes | None:
+async def read_body(receive: Receive, first: Message, limit: int, patience: Patience) -> bytes | None:
     """Return the whole body; None if the client is gone.
 
     Args:
         receive: what gives the next message.
         first: the first message.
         limit: bytes.
-        patience: seconds.
+        patience: with which each further message is waited for.
 
     Raises:
         TooLargeError: it exceeds the limit.
-        TimeoutError: the client has been silent for longer than `patience` seconds.
+        TimeoutError: the client was silent for too long.
     """
     parts: list[bytes] = []
     size, message = 0, first
@@ -35,5 +35,5 @@ async def read_body(receive: Receive, first: Message, limit: int, patience: floa
         parts.append(part)
         if not message.get("more_body"):
             return b"".join(parts)
-        message = await receive_within(receive, patience)
+        message = await patience.receive(receive)
     return None

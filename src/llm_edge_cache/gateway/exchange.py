@@ -83,7 +83,7 @@ class ExchangeReader:
     """Reads the requests of one worker, and remembers what those were read as that may come again.
 
     Whoever asks again mostly sends the same bytes, and to read them anew would take longer than all else that a hit
-    needs. They are known again by the SHA-256 of everything that the reading depends on, so neither prompts nor
+    needs. They are known again by the BLAKE2b of everything that the reading depends on, so neither prompts nor
     credentials are kept.
     """
 
@@ -109,7 +109,7 @@ class ExchangeReader:
         ordinary = self._ordinary
         telling = [header for header in headers if header[0] not in ordinary and self._is_telling(header[0])]
         # The encoding ends where its value ends, so the body after it cannot run into it.
-        name = hashlib.sha256(_encode((protocol.path, query, telling)) + raw).digest()
+        name = hashlib.blake2b(_encode((protocol.path, query, telling)) + raw, digest_size=32).digest()
         reading = self._known.get(name)
         if reading is None:
             reading = self._read(protocol, query, telling, raw, headers)
