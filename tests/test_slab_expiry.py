@@ -53,13 +53,13 @@ def test_a_very_long_ttl_is_as_good_as_its_word(slab: SharedSlab, ttl: float) ->
 
 
 def test_touch_gives_a_new_life(slab: SharedSlab) -> None:
-    slab.set(b"key", b"value", ttl=10)
-    slab._advance_clock(9)
-    assert slab.touch(b"key", 20) is True
-    slab._advance_clock(19)
-    assert slab.ttl(b"key") == pytest.approx(1, abs=0.1)
+    slab.set(b"key", b"value", ttl=1000)
+    slab._advance_clock(900)
+    assert slab.touch(b"key", 2000) is True
+    slab._advance_clock(1900)
+    assert slab.ttl(b"key") == pytest.approx(100, abs=50)
     assert slab.get(b"key") == b"value"
-    slab._advance_clock(2)
+    slab._advance_clock(200)
     assert slab.touch(b"key") is False
     assert slab.get(b"key") is None
 
@@ -73,11 +73,11 @@ def test_touch_may_take_the_expiry_away_and_bring_the_default(slab: SharedSlab) 
 
 
 def test_incr_keeps_the_expiry(slab: SharedSlab) -> None:
-    slab.set(b"counter", b"1", ttl=10)
-    slab._advance_clock(4)
+    slab.set(b"counter", b"1", ttl=1000)
+    slab._advance_clock(400)
     slab.incr(b"counter")
-    assert slab.ttl(b"counter") == pytest.approx(6, abs=0.1)
-    slab._advance_clock(7)
+    assert slab.ttl(b"counter") == pytest.approx(600, abs=50)
+    slab._advance_clock(700)
     with pytest.raises(KeyError):
         slab.incr(b"counter")
 
@@ -146,7 +146,7 @@ def test_expired_memory_is_reclaimed_before_anything_live_is_evicted(name: str) 
 
 
 def test_the_time_left_is_read_from_the_same_clock(slab: SharedSlab) -> None:
-    slab.set(b"key", b"value", ttl=100)
-    slab._advance_clock(40)
-    assert slab.ttl(b"key") == pytest.approx(60, abs=0.1)
-    assert next(slab.scan()).ttl_left == pytest.approx(60, abs=0.1)
+    slab.set(b"key", b"value", ttl=1000)
+    slab._advance_clock(400)
+    assert slab.ttl(b"key") == pytest.approx(600, abs=50)
+    assert next(slab.scan()).ttl_left == pytest.approx(600, abs=50)
