@@ -179,8 +179,10 @@ static void counters_add(const struct lec_shard_view *view, uint32_t entries, ui
 static enum lec_status replace_locked(struct write *write)
 {
     const struct lec_shard_view *view = &write->view;
-    struct lec_entry *old = present(write);
     uint32_t old_unit = lec_slot_unit(lec_slot_load(view, write->slot));
+    /* 1 the key is found in a slot  2 to make room, somebody leaves whose scribbled node names that slot  3 it is empty. */
+    if (old_unit >= view->space.units || view->nodes[write->node].unit != old_unit) return LEC_DAMAGED;
+    const struct lec_entry *old = lec_entry_at(&view->space, old_unit);
     uint64_t old_bytes = (uint64_t)lec_load16(&old->key_bytes) + lec_load32(&old->value_bytes);
     header_finish_locked(write, write->node);
     /* Before publication, or a reader takes the new entry for idle since the old one's last access (0 without a tti). */
