@@ -178,7 +178,6 @@ def _effect(counts: list[Synchronized[int]], command: list[str], pairs: int, sec
             os.killpg(group, signal.SIGCONT if at % 2 else signal.SIGSTOP)
             time.sleep(0.02)
             rates.append(_rate(counts, seconds))
-        os.killpg(group, signal.SIGCONT)
     shares = [2 * rates[at] / (rates[at - 1] + rates[at + 1]) for at in range(1, 2 * pairs, 2)]
     return {"median": statistics.median(shares), "mean": statistics.mean(shares), "shares": shares}
 

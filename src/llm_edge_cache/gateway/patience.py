@@ -21,7 +21,7 @@ class Patience:
 
     def __init__(self, seconds: float) -> None:
         """Wait for so long for each."""
-        self.seconds = seconds
+        self._seconds = seconds
         self._waiting: dict[asyncio.Task[Any] | None, float] = {}  # since when, the longest first
         self._overdue: set[asyncio.Task[Any] | None] = set()
         self._has_timer = False
@@ -35,7 +35,7 @@ class Patience:
         task = asyncio.current_task()
         self._waiting[task] = time.monotonic()
         if not self._has_timer:
-            self._set_timer(self.seconds)
+            self._set_timer(self._seconds)
         try:
             return await receive()
         except asyncio.CancelledError:
@@ -55,8 +55,8 @@ class Patience:
         self._has_timer = False
         now = time.monotonic()
         for task, since in self._waiting.items():
-            if since + self.seconds > now:
-                self._set_timer(since + self.seconds - now)
+            if since + self._seconds > now:
+                self._set_timer(since + self._seconds - now)
                 return
             if task is not None and task not in self._overdue:
                 self._overdue.add(task)
