@@ -20,7 +20,7 @@
 #include "space.h"
 
 #define LEC_MAGIC UINT64_C(0x314845434143454c)   /* "LECACHE1", little-endian; stored last by the creator */
-#define LEC_LAYOUT_VERSION 3u
+#define LEC_LAYOUT_VERSION 4u
 #define LEC_PAGE 4096u
 #define LEC_LINE 64u
 #define LEC_MAX_SHARDS 4096u

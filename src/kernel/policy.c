@@ -8,9 +8,11 @@
 #define PROTECTED_SHARE (LEC_SHARE_ONE / 10u * 8u) /* of the main space */
 #define EXAMINED_PER_VICTIM 32u         /* after that many the tail leaves, touched or not */
 #define CONTEST_VICTIMS 16u             /* main entries that one candidate is weighed against, at most */
+#define STALE_LOSSES 64u                /* so many very large candidates lost, and no main entry met was touched: let them in */
+#define WAVER 32u                       /* what is free of a full memory wavers by up to this part of it (twice room.c's FREE_SHARE) */
 #define SPILLS_PER_INSERT 2u            /* one more than comes in: an over-full window drains */
 #define POLLS_USUAL 12u                 /* sampled keys looked at per insert; */
-#define POLL_ROUNDS_LEAST 16u           /* more in small caches: each is looked at this often per max_entries inserts, */
+#define POLL_ROUNDS_LEAST 16u           /* more in small caches: each is looked at this often per turnover, */
 #define POLLS_MOST 64u                  /* but not more than this; */
 #define POLL_ROUNDS_ENOUGH 36u          /* fewer in large ones, where they cost cache misses: so often is enough, */
 #define POLLS_LEAST 3u                  /* but not fewer than this; */
@@ -27,17 +29,46 @@ struct hunt {
     bool damaged;
 };
 
+/* ---- room ---------------------------------------------------------------------------------------------------- */
+
+static uint32_t live_entries(const struct lec_policy_view *view)
+{
+    const struct lec_policy_list *lists = view->state->lists;
+    return lists[LEC_LIST_WINDOW].entries + lists[LEC_LIST_PROBATION].entries + lists[LEC_LIST_PROTECTED].entries;
+}
+
+static uint64_t live_units(const struct lec_policy_view *view)
+{
+    const struct lec_policy_list *lists = view->state->lists;
+    return (uint64_t)lists[LEC_LIST_WINDOW].units + lists[LEC_LIST_PROBATION].units + lists[LEC_LIST_PROTECTED].units;
+}
+
+/* How many entries there is room for: max_entries, or fewer where entries of this size fill the memory before. */
+static uint32_t capacity(const struct lec_policy_view *view)
+{
+    uint64_t units = live_units(view);
+    uint64_t fitting = units ? (uint64_t)live_entries(view) * view->total_units / units : 0u;
+    return fitting && fitting < view->max_entries ? (uint32_t)fitting : view->max_entries;
+}
+
+/* Is it memory that the entries have to share, not the number of them? */
+static bool is_memory_short(const struct lec_policy_view *view)
+{
+    return live_entries(view) < view->max_entries && live_units(view) >= view->total_units - view->total_units / WAVER;
+}
+
 /* ---- sketch -------------------------------------------------------------------------------------------------- */
 
+/* For estimates; needs no lock. */
 static struct lec_sketch sketch_of(const struct lec_policy_view *view)
 {
-    return (struct lec_sketch){view->sketch, &view->state->aging, lec_sketch_lines(view->max_entries),
-                               view->max_entries * LEC_SKETCH_ADDITIONS_PER_ENTRY};
+    return (struct lec_sketch){view->sketch, &view->state->aging, lec_sketch_lines(view->max_entries), 0};
 }
 
 static void count_accesses(const struct lec_policy_view *view, uint32_t tag, uint32_t count)
 {
     struct lec_sketch sketch = sketch_of(view);
+    sketch.period = capacity(view) * LEC_SKETCH_ADDITIONS_PER_ENTRY;
     lec_sketch_add(&sketch, lec_sketch_hash(view->seed, tag), count);
 }
 
@@ -209,20 +240,34 @@ static bool is_over(const struct lec_policy_list *list, uint32_t entries, uint32
     return list->entries > entries || list->units > units;
 }
 
+/* Units that the lists share: all, or, when memory is short, those in use. Shares of all would then not add up: what is
+ * free belongs to nobody, so the window would stay below its share, main entries would leave without a contest, and the
+ * window's would move into their place without one. */
+static uint32_t shared_units(const struct lec_policy_view *view)
+{
+    uint64_t units = live_units(view);
+    return is_memory_short(view) && units < view->total_units ? (uint32_t)units : view->total_units;
+}
+
+/* With `coming` entries more, of one unit each, for want of their sizes. */
 static bool is_window_over(const struct lec_policy_view *view, uint32_t coming)
 {
     struct lec_policy_list window = *list_of(view, LEC_LIST_WINDOW);
     window.entries += coming;
-    return is_over(&window, part(view->max_entries, lec_policy_window_share(view)), part(view->total_units, lec_policy_window_share(view)));
+    window.units += coming;
+    return is_over(&window, part(view->max_entries, lec_policy_window_share(view)), part(shared_units(view), lec_policy_window_share(view)));
 }
 
+/* When memory is short, nearly its share is enough: an eviction that freed more than was needed must not let others in
+ * without a contest. */
 static bool is_main_full(const struct lec_policy_view *view)
 {
     const struct lec_policy_list *probation = list_of(view, LEC_LIST_PROBATION);
     const struct lec_policy_list *protected = list_of(view, LEC_LIST_PROTECTED);
     uint32_t share = LEC_SHARE_ONE - lec_policy_window_share(view);
+    uint32_t slack = is_memory_short(view) ? view->total_units / WAVER : 0u;
     return probation->entries + protected->entries >= part(view->max_entries, share)
-        || probation->units + protected->units >= part(view->total_units, share);
+        || probation->units + protected->units + slack >= part(shared_units(view), share);
 }
 
 static bool is_protected_over(const struct lec_policy_view *view)
@@ -255,7 +300,12 @@ static bool is_touched(struct hunt *hunt, uint32_t id)
     if (!hunt->steps_left)
         return false;
     hunt->steps_left--;
-    return touches_take(hunt->view, &hunt->view->nodes[id]) != 0;
+    const struct lec_node *node = &hunt->view->nodes[id];
+    if (!touches_take(hunt->view, node))
+        return false;
+    if (lec_node_list(node) != LEC_LIST_WINDOW)
+        hunt->view->state->large_losses = 0;    /* the main space is in use */
+    return true;
 }
 
 /* Second chance: touched tails start over at the head. */
@@ -277,10 +327,20 @@ static void shrink_protected(struct hunt *hunt)
     }
 }
 
-/* Who leaves the main space next: promotes what was touched on the way. */
+/* Did the main space win again and again over candidates too large to be weighed, while nobody asked for its entries? */
+static bool is_main_stale(const struct lec_policy_view *view)
+{
+    return view->state->large_losses >= STALE_LOSSES;
+}
+
+/* Who leaves the main space next: promotes what was touched on the way. A stale main space begins with those that were
+ * promoted once: else they would stay as long as nobody else is. */
 static uint32_t main_victim(struct hunt *hunt)
 {
-    uint32_t id = tail_of(hunt, LEC_LIST_PROBATION);
+    uint32_t id = is_main_stale(hunt->view) ? untouched_tail(hunt, LEC_LIST_PROTECTED) : LEC_NONE;
+    if (id != LEC_NONE)
+        return id;
+    id = tail_of(hunt, LEC_LIST_PROBATION);
     while (id != LEC_NONE && is_touched(hunt, id)) {
         move_to_head(hunt, id, LEC_LIST_PROTECTED);
         shrink_protected(hunt);
@@ -311,23 +371,28 @@ static uint32_t displaced_evidence(const struct hunt *hunt, uint32_t id, uint32_
     return sum;
 }
 
-static uint32_t live_entries(const struct lec_policy_view *view)
+/* Is the candidate so large that a contest cannot weigh it against all that it displaces? */
+static bool is_huge(const struct hunt *hunt, uint32_t candidate, uint32_t victim)
 {
-    const struct lec_policy_list *lists = view->state->lists;
-    return lists[LEC_LIST_WINDOW].entries + lists[LEC_LIST_PROBATION].entries + lists[LEC_LIST_PROTECTED].entries;
+    const struct lec_node *nodes = hunt->view->nodes;
+    return lec_node_units(&nodes[candidate]) / CONTEST_VICTIMS > lec_node_units(&nodes[victim]);
 }
 
-/* Is the window's candidate worth more than what it displaces? When entries are scarce, not units, that is the one
- * victim, whatever its size, and a tie goes to the incumbent. Otherwise it is the set of victims that its units displace
+/* Is the window's candidate worth more than what it displaces? That is the one victim if entries are scarce, not units,
+ * or if the victim is as large; a tie goes to the incumbent. Otherwise it is the set of victims that its units displace
  * ("aggregated victims": Einziger et al., ACM ToS 2022), by evidence: many small entries that nobody asked for again
- * must not outweigh every larger newcomer for ever, only because each was once stored. */
+ * must not outweigh every larger newcomer for ever, only because each was once stored. Nor must those that were asked
+ * for again, but not lately: traffic of larger values would wait for the sketch to age, for many turnovers. */
 static bool is_worth_more(const struct hunt *hunt, uint32_t candidate, uint32_t victim, uint32_t frequency)
 {
     const struct lec_policy_view *view = hunt->view;
     const struct lec_node *loser = &view->nodes[victim];
-    if (live_entries(view) >= view->max_entries)
+    uint32_t units = lec_node_units(&view->nodes[candidate]);
+    if (live_entries(view) >= view->max_entries || units <= lec_node_units(loser))
         return frequency > lec_policy_frequency(view, loser->tag) + touches_peek(view, loser);
-    uint32_t displaced = displaced_evidence(hunt, victim, lec_node_units(&view->nodes[candidate]), evidence(frequency));
+    if (is_main_stale(view) && is_huge(hunt, candidate, victim))
+        return true;
+    uint32_t displaced = displaced_evidence(hunt, victim, units, evidence(frequency));
     return displaced == 0 || evidence(frequency) > displaced;
 }
 
@@ -340,17 +405,22 @@ static bool is_admitted(const struct hunt *hunt, uint32_t candidate, uint32_t vi
     return frequency >= WARM_FREQUENCY && next_random(hunt->view->state) % WARM_ADMISSION_ODDS == 0;
 }
 
-/* The window is over its budget: its tail meets the main space's. */
+/* The window is over its budget: its tail meets the main space's. An incumbent that wins starts over at the head, so that
+ * each candidate meets another one: one strong entry at the tail would shield all the weak ones behind it. */
 static uint32_t contest(struct hunt *hunt)
 {
     uint32_t candidate = untouched_tail(hunt, LEC_LIST_WINDOW);
     uint32_t victim = hunt->damaged ? LEC_NONE : main_victim(hunt);
     if (victim == LEC_NONE || candidate == LEC_NONE)
         return victim == LEC_NONE ? candidate : victim;
-    if (!is_admitted(hunt, candidate, victim))
-        return candidate;
-    move_to_head(hunt, candidate, LEC_LIST_PROBATION);
-    return victim;
+    if (is_admitted(hunt, candidate, victim)) {
+        move_to_head(hunt, candidate, LEC_LIST_PROBATION);
+        return victim;
+    }
+    if (is_huge(hunt, candidate, victim))
+        hunt->view->state->large_losses++;
+    move_to_head(hunt, victim, lec_node_list(&hunt->view->nodes[victim]));
+    return candidate;
 }
 
 enum lec_policy_status lec_policy_victim(const struct lec_policy_view *view, uint32_t protect_id, uint32_t *victim)
@@ -413,8 +483,9 @@ static uint32_t between(uint32_t least, uint32_t value, uint32_t most)
 /* Looks at a few sampled keys, and at more as long as it finds hits: where inserts are rare, there is time for it. */
 static void poll_hits(const struct lec_policy_view *view)
 {
-    uint32_t enough = between(POLLS_LEAST, LEC_SHADOW_KEYS * POLL_ROUNDS_ENOUGH / view->max_entries, POLLS_USUAL);
-    uint32_t budget = between(enough, LEC_SHADOW_KEYS * POLL_ROUNDS_LEAST / view->max_entries, POLLS_MOST);
+    uint32_t entries = capacity(view);
+    uint32_t enough = between(POLLS_LEAST, LEC_SHADOW_KEYS * POLL_ROUNDS_ENOUGH / entries, POLLS_USUAL);
+    uint32_t budget = between(enough, LEC_SHADOW_KEYS * POLL_ROUNDS_LEAST / entries, POLLS_MOST);
     for (uint32_t extra = 0; extra < POLLS_FOR_HITS_MOST;) {
         struct lec_shadow_key *key = lec_shadow_next(&view->state->shadow, &budget);
         if (!key)

@@ -145,17 +145,6 @@ static uint32_t ring_pop(const struct race *race, uint32_t list)
     return LEC_NONE;
 }
 
-/* Undoes the last ring_pop of this ring. */
-static void ring_unpop(const struct race *race, uint32_t list, uint32_t index)
-{
-    struct lec_shadow_ring *ring = ring_of(race, list);
-    uint32_t count = ring_count(race, list);
-    if (count == LEC_SHADOW_RING)
-        return;
-    ring->items[(ring->head - count - 1u) % LEC_SHADOW_RING] = (uint16_t)index;
-    ring->count = (uint16_t)(count + 1u);
-}
-
 /* Drops stale items. Needed when many keys were dropped at once: the main space of a racer with a small window turns
  * over so slowly that they would take its room for long, and it would lose races that it ought to win. */
 static void ring_compact(const struct race *race, uint32_t list)
@@ -244,7 +233,7 @@ static bool wins(const struct race *race, uint32_t candidate, uint32_t victim)
     return frequency(race->shadow, &sketch, candidate) > frequency(race->shadow, &sketch, victim);
 }
 
-/* The loser of a contest; the winner stays in the main space. */
+/* The loser of a contest; the winner starts over in the main space. */
 static uint32_t race_contest(struct race *race, uint32_t candidate)
 {
     uint32_t list, victim = take_main(race, &list);
@@ -254,7 +243,7 @@ static uint32_t race_contest(struct race *race, uint32_t candidate)
         move(race, LEC_LIST_PROBATION, candidate, 0);
         return victim;
     }
-    ring_unpop(race, list, victim);
+    move(race, list, victim, 0);
     return candidate;
 }
 

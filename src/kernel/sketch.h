@@ -13,7 +13,7 @@
 #include "internal.h"
 
 #define LEC_SKETCH_WORDS_PER_LINE 8u
-#define LEC_SKETCH_ADDITIONS_PER_ENTRY 10u /* additions, in units of max_entries, between two halvings */
+#define LEC_SKETCH_ADDITIONS_PER_ENTRY 10u /* additions, in units of the entries there is room for, between two halvings */
 #define LEC_SKETCH_COUNTER_MAX 15u
 
 /* Where the aging stands; lies in the shard's policy state. */
@@ -27,7 +27,7 @@ struct lec_sketch {
     uint64_t *words;        /* lines * LEC_SKETCH_WORDS_PER_LINE, 64-byte aligned */
     struct lec_sketch_aging *aging;
     uint32_t lines;         /* at least 1 */
-    uint32_t period;        /* additions between two halvings */
+    uint32_t period;        /* additions between two halvings; of no meaning for estimates */
 };
 
 /* Mixes a tag, with a seed that no attacker knows, into the hash the functions below want. The tag also places the

@@ -326,6 +326,112 @@ static uint32_t next_recent(uint32_t i)     /* a working set that drifts; whatev
     return (i / 3u + (draw(MAX_ENTRIES) + draw(MAX_ENTRIES)) / 2u) % KEYS;
 }
 
+#define ROOM (MAX_ENTRIES / 4u)     /* entries of UNITS_EACH units that there is memory for: nodes abound */
+#define UNITS_EACH 8u
+
+/* As the kernel makes room: now and then more than is needed, so that what is in use wavers. */
+static enum lec_policy_status set_where_memory_is_short(struct harness *harness, uint32_t key, uint32_t units)
+{
+    uint32_t more = draw(2) ? harness->view.total_units / 64u : 0u;
+    enum lec_policy_status status = make_room(harness, units + more, LEC_NONE);
+    return status == LEC_POLICY_OK ? set_absent(harness, key, units) : status;
+}
+
+static uint32_t replay_where_memory_is_short(struct harness *harness, uint32_t (*next)(uint32_t), uint32_t (*units_of)(uint32_t), uint32_t accesses)
+{
+    uint32_t hits = 0;
+    for (uint32_t i = 0; i < accesses; i++) {
+        uint32_t key = next(i);
+        if (harness->where[key] == LEC_NONE) {
+            set_where_memory_is_short(harness, key, units_of(key));
+            continue;
+        }
+        hits++;
+        touch(harness, key);
+    }
+    return hits;
+}
+
+static uint32_t units_alike(uint32_t key)
+{
+    (void)key;
+    return UNITS_EACH;
+}
+
+static uint32_t next_of_loop_that_overflows_memory(uint32_t i)
+{
+    return i % (ROOM + ROOM / 4u);
+}
+
+/* Budgets of all units, where some are always free, would let every newcomer pass without a contest: no hit at all. */
+static void a_loop_hits_where_memory_is_short_too(void)
+{
+    struct harness *harness = create(ROOM * UNITS_EACH);
+    replay_where_memory_is_short(harness, next_of_loop_that_overflows_memory, units_alike, 60000);
+    expect(lec_policy_window_share(&harness->view) < LEC_SHARE_ONE / 10, "a loop leaves the window less than 10 %, memory being short");
+    expect(replay_where_memory_is_short(harness, next_of_loop_that_overflows_memory, units_alike, 20000) > 12000,
+           "a loop a quarter too long for the memory hits for the most part");
+    destroy(harness);
+}
+
+/* The counters must age by what the cache holds: by max_entries, four times as many, they would all saturate. */
+static void the_sketch_ages_by_the_entries_there_is_room_for(void)
+{
+    struct harness *harness = create(ROOM * UNITS_EACH);
+    for (uint32_t key = 0; key < ROOM * LEC_SKETCH_ADDITIONS_PER_ENTRY / 2u; key++)
+        set_where_memory_is_short(harness, key % KEYS, UNITS_EACH);
+    uint32_t before = harness->view.state->aging.additions;
+    for (uint32_t key = 0; key < ROOM * LEC_SKETCH_ADDITIONS_PER_ENTRY; key++)
+        if (harness->where[key % KEYS] == LEC_NONE)
+            set_where_memory_is_short(harness, key % KEYS, UNITS_EACH);
+    expect(before > 0 && harness->view.state->aging.additions <= ROOM * LEC_SKETCH_ADDITIONS_PER_ENTRY, "additions start over once per ten entries of room");
+    destroy(harness);
+}
+
+/* Fills the memory with small entries that were asked for twice, then sets large ones; returns how many small ones are left. */
+static uint32_t small_entries_left(int are_in_use)
+{
+    struct harness *harness = create(MAX_ENTRIES * 4u);
+    uint32_t small = MAX_ENTRIES - 10u, left = 0;
+    for (uint32_t key = 0; key < small; key++)
+        set_absent(harness, key, 4);
+    for (uint32_t large = 0; large < 300; large++) {
+        for (uint32_t key = 0; key < small && (are_in_use || large == 0); key++)
+            if (harness->where[key] != LEC_NONE)
+                touch(harness, key);
+        set_where_memory_is_short(harness, small + large, 100);
+    }
+    for (uint32_t key = 0; key < small; key++)
+        left += harness->where[key] != LEC_NONE;
+    expect(lec_policy_check(&harness->view, print_broken, (void *)(uintptr_t)"large after small") == 0, "sound after large ones came");
+    destroy(harness);
+    return left;
+}
+
+static void large_values_replace_small_ones_unless_they_are_in_use(void)
+{
+    expect(small_entries_left(0) < MAX_ENTRIES / 4u, "small entries that nobody asks for any more make way for large ones");
+    expect(small_entries_left(1) > MAX_ENTRIES / 2u, "small entries in use hold their place against large ones");
+}
+
+/* One strong incumbent at the tail must not shield weak ones behind it: after it has won, another is met. */
+static void an_incumbent_that_won_starts_over(void)
+{
+    struct harness *harness = create(MAX_ENTRIES);
+    for (uint32_t again = 0; again < 5; again++) {
+        set_absent(harness, 0, 1);
+        drop(harness, 0);
+    }
+    for (uint32_t key = 0; key < MAX_ENTRIES; key++)
+        set_absent(harness, key, 1);
+    uint32_t tail = harness->view.state->lists[LEC_LIST_PROBATION].tail;
+    expect(tail == harness->where[0], "the first entry is the first to meet a candidate");
+    set_absent(harness, MAX_ENTRIES, 1);
+    expect(lec_node_list(&harness->view.nodes[tail]) == LEC_LIST_PROBATION, "an incumbent that was asked for more often stays");
+    expect(harness->view.state->lists[LEC_LIST_PROBATION].tail != tail, "and starts over: the next candidate meets another");
+    destroy(harness);
+}
+
 static void the_window_shrinks_for_a_loop(void)
 {
     struct harness *harness = create(MAX_ENTRIES);
@@ -410,13 +516,14 @@ static void rebuilding_a_sound_shard_changes_nothing(void)
 /* As a death between two stores leaves it. */
 static void rebuilding_keeps_the_order_on_both_sides_of_a_broken_link(void)
 {
-    struct harness *harness = create(MAX_ENTRIES);
+    struct harness *harness = create(MAX_ENTRIES * UNITS_MOST);
     struct lec_node *nodes = harness->view.nodes;
     uint32_t order[MAX_ENTRIES], count = 0;
     for (uint32_t i = 0; i < 20000; i++)
         step(harness);
     for (uint32_t id = harness->view.state->lists[2].head; id != LEC_NONE; id = nodes[id].next)
         order[count++] = id;
+    expect(count > 2, "there is a list to break");
     uint32_t lost = count / 3u;         /* neither neighbour leads to it */
     nodes[order[lost - 1u]].next = MAX_ENTRIES + 1u;
     nodes[order[lost + 1u]].prev = MAX_ENTRIES + 1u;
@@ -549,6 +656,10 @@ int main(int argc, char **argv)
     a_newcomer_survives_its_own_insertion();
     the_sketch_counts_and_ages();
     the_window_shrinks_for_a_loop();
+    a_loop_hits_where_memory_is_short_too();
+    the_sketch_ages_by_the_entries_there_is_room_for();
+    large_values_replace_small_ones_unless_they_are_in_use();
+    an_incumbent_that_won_starts_over();
     a_loop_that_just_overflows_hits_for_the_most_part();
     the_race_knows_how_many_of_its_keys_are_live();
     the_window_grows_for_recency();
