@@ -43,18 +43,16 @@ static uint64_t live_units(const struct lec_policy_view *view)
     return (uint64_t)lists[LEC_LIST_WINDOW].units + lists[LEC_LIST_PROBATION].units + lists[LEC_LIST_PROTECTED].units;
 }
 
-/* How many entries there is room for: max_entries, or fewer where entries of this size fill the memory before. */
-static uint32_t capacity(const struct lec_policy_view *view)
-{
-    uint64_t units = live_units(view);
-    uint64_t fitting = units ? (uint64_t)live_entries(view) * view->total_units / units : 0u;
-    return fitting && fitting < view->max_entries ? (uint32_t)fitting : view->max_entries;
-}
-
 /* Is it memory that the entries have to share, not the number of them? */
 static bool is_memory_short(const struct lec_policy_view *view)
 {
     return live_entries(view) < view->max_entries && live_units(view) >= view->total_units - view->total_units / WAVER;
+}
+
+/* How many entries there is room for; where the memory is full before they are max_entries, those that are there. */
+static uint32_t capacity(const struct lec_policy_view *view)
+{
+    return is_memory_short(view) ? live_entries(view) + 1u : view->max_entries;
 }
 
 /* ---- sketch -------------------------------------------------------------------------------------------------- */
