@@ -238,9 +238,8 @@ static bool is_over(const struct lec_policy_list *list, uint32_t entries, uint32
     return list->entries > entries || list->units > units;
 }
 
-/* Units that the lists share: all, or, when memory is short, those in use. Shares of all would then not add up: what is
- * free belongs to nobody, so the window would stay below its share, main entries would leave without a contest, and the
- * window's would move into their place without one. */
+/* Units that the lists share: all, or, when memory is short, those in use. What is free then belongs to nobody: of all
+ * units, the window would take its share in full and the main space what is left. */
 static uint32_t shared_units(const struct lec_policy_view *view)
 {
     uint64_t units = live_units(view);
