@@ -3,18 +3,24 @@
     python bench/hitratio.py [--trace NAME] [--size N] [--jobs N] [--json FILE]
 
 Each entry counts 1, the memory never limits, and a miss is followed by a set, as in the tables that come with the
-traces. Where the traces are absent, a small synthetic one is replayed and no bar applies.
+traces. A second table has the same traces where the memory limits, as it does with the default `max_entries` and values
+over 1 KiB: once all values are alike, and once they are of 100 B to 100 KiB, beside an LRU of as many bytes. Where the
+traces are absent, a small synthetic one is replayed and no bar applies.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import math
 import multiprocessing
 import os
+import random
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +32,11 @@ from llm_edge_cache import SharedSlab, SlabConfig
 MiB = 1024 * 1024
 BASELINE = "WTLFU climb"
 LOOK_EVERY = 256  # requests between two looks at the number of residents
+SMALLEST, LARGEST = 100, 100 * 1024
+ALIKE_BYTES = 2048
+MEMORY_SIZES = range(500, 6001)  # entries; fewer fit the smallest slab, more take long and tell the same
+_POOL = random.Random(0).randbytes(LARGEST)
+SizeOf = Callable[[int], int]
 
 
 def _keys(folder: Path, trace: str) -> Sequence[int]:
@@ -65,6 +76,126 @@ def replay(keys: Sequence[int], size: int) -> dict[str, Any]:
 def _replay_row(task: tuple[Path, Row]) -> dict[str, Any]:
     folder, row = task
     return replay(_keys(folder, row.trace), row.size)
+
+
+def alike(_: int) -> int:
+    return ALIKE_BYTES
+
+
+@functools.lru_cache(maxsize=1 << 18)
+def log_uniform(key: int) -> int:
+    """Always the same for a key."""
+    return int(math.exp(random.Random(key).uniform(math.log(SMALLEST), math.log(LARGEST))))
+
+
+def _slab_config(memory_bytes: int) -> SlabConfig:
+    return SlabConfig(memory_bytes=memory_bytes, ttl=None, max_value_bytes=LARGEST)
+
+
+def _entries_in(memory_bytes: int, size_of: SizeOf) -> int:
+    """Residents of a slab that was filled twice over."""
+    with SharedSlab(f"hitratio-{os.getpid()}-{time.monotonic_ns()}", _slab_config(memory_bytes)) as slab:
+        try:
+            written = key = 0
+            while written < 2 * memory_bytes:
+                slab.set(b"%d" % key, _POOL[: size_of(key)])
+                written += size_of(key)
+                key += 1
+            return len(slab)
+        finally:
+            slab.unlink()
+
+
+def memory_for(entries: int, size_of: SizeOf) -> int:
+    """So many bytes of memory hold about so many entries, with the default `max_entries`."""
+    mean = statistics.mean(size_of(key) for key in range(2000)) + 128
+    memory_bytes = int(MiB + entries * mean)
+    for _ in range(4):
+        memory_bytes = max(MiB, memory_bytes + int((entries - _entries_in(memory_bytes, size_of)) * mean))
+    return memory_bytes
+
+
+def _lru_hits(keys: Sequence[int], size_of: SizeOf, payload_bytes: int) -> int:
+    held: OrderedDict[int, None] = OrderedDict()
+    hits = used = 0
+    for key in keys:
+        if key in held:
+            hits += 1
+            held.move_to_end(key)
+            continue
+        held[key] = None
+        used += size_of(key)
+        while used > payload_bytes:
+            used -= size_of(held.popitem(last=False)[0])
+    return hits
+
+
+def replay_memory(keys: Sequence[int], entries: int, size_of: SizeOf) -> dict[str, Any]:
+    """One trace in a slab whose memory limits: percent of hits, and those of an LRU that holds as many bytes."""
+    memory_bytes = memory_for(entries, size_of)
+    hits = most_bytes = 0
+    with SharedSlab(f"hitratio-{os.getpid()}-{time.monotonic_ns()}", _slab_config(memory_bytes)) as slab:
+        try:
+            get, store = slab.get, slab.set
+            for number, key in enumerate(keys):
+                name_of_key = b"%d" % key
+                if get(name_of_key) is not None:
+                    hits += 1
+                else:
+                    store(name_of_key, _POOL[: size_of(key)])
+                if number % LOOK_EVERY == 0:
+                    most_bytes = max(most_bytes, slab.stats().payload_bytes)
+            problems = slab.check()
+        finally:
+            slab.unlink()
+    return {
+        "memory_bytes": memory_bytes,
+        "hit_percent": 100 * hits / len(keys),
+        "lru_percent": 100 * _lru_hits(keys, size_of, most_bytes) / len(keys),
+        "check": problems,
+    }
+
+
+def _replay_memory_row(task: tuple[Path, Row]) -> dict[str, Any]:
+    folder, row = task
+    keys = _keys(folder, row.trace)
+    return {
+        "trace": row.trace,
+        "size": row.size,
+        "alike": replay_memory(keys, row.size, alike),
+        "mixed": replay_memory(keys, row.size, log_uniform),
+    }
+
+
+def replay_all_memory(folder: Path, rows: list[Row], jobs: int) -> list[dict[str, Any]]:
+    chosen = [(folder, row) for row in rows if row.size in MEMORY_SIZES]
+    with multiprocessing.get_context("fork").Pool(jobs) as pool:
+        return pool.map(_replay_memory_row, chosen, chunksize=1)
+
+
+def _print_memory_table(results: list[dict[str, Any]], by_entries: dict[tuple[str, int], float]) -> None:
+    columns = ("by entries", f"{ALIKE_BYTES} B each", "100 B-100 KiB", "LRU, the same")
+    print("\nwhere the memory limits\n" + f"{'trace':24}{'size':>8}" + "".join(f"{column:>16}" for column in columns))
+    for one in results:
+        figures = (
+            by_entries[one["trace"], one["size"]],
+            one["alike"]["hit_percent"],
+            one["mixed"]["hit_percent"],
+            one["mixed"]["lru_percent"],
+        )
+        print(f"{one['trace']:24}{one['size']:>8}" + "".join(f"{figure:>16.1f}" for figure in figures))
+
+
+def compare_memory(results: list[dict[str, Any]], by_entries: dict[tuple[str, int], float]) -> list[Bar]:
+    """Our own bars: that it is the memory that limits must cost next to nothing, and beat LRU where sizes differ."""
+    if not results:
+        return []
+    lost = statistics.mean(one["alike"]["hit_percent"] - by_entries[one["trace"], one["size"]] for one in results)
+    gain = statistics.mean(one["mixed"]["hit_percent"] - one["mixed"]["lru_percent"] for one in results)
+    return [
+        at_least(f"memory limits, values alike: points to where entries do, {len(results)} pairs", lost, -1.0),
+        at_least(f"memory limits, sizes mixed: mean gain over LRU, points, {len(results)} pairs", gain, 0.5),
+    ]
 
 
 def replay_all(folder: Path, rows: list[Row], jobs: int) -> list[dict[str, Any]]:
@@ -149,9 +280,14 @@ def main() -> int:
         {"trace": row.trace, "size": row.size, "best_online": row.best_online, "others": row.percent, **result}
         for row, result in zip(rows, results, strict=True)
     ]
-    broken = [line for result in results for line in result["check"]]
+    by_entries = {(row.trace, row.size): result["hit_percent"] for row, result in zip(rows, results, strict=True)}
+    memory = replay_all_memory(arguments.traces, rows, arguments.jobs)
+    _print_memory_table(memory, by_entries)
+    checked = [*results, *(one[kind] for one in memory for kind in ("alike", "mixed"))]
+    broken = [line for result in checked for line in result["check"]]
     print(*broken, sep="\n", end="\n" if broken else "")
-    met = write_results(path, provenance, {"pairs": pairs}, compare(rows, results))
+    bars = [*compare(rows, results), *compare_memory(memory, by_entries)]
+    met = write_results(path, provenance, {"pairs": pairs, "memory": memory}, bars)
     return 0 if met and not broken else 1
 
 
