@@ -8,7 +8,7 @@
 #define PROTECTED_SHARE (LEC_SHARE_ONE / 10u * 8u) /* of the main space */
 #define EXAMINED_PER_VICTIM 32u         /* after that many the tail leaves, touched or not */
 #define CONTEST_VICTIMS 16u             /* main entries that one candidate is weighed against, at most */
-#define STALE_LOSSES 64u                /* so many very large candidates lost, and no main entry met was touched: let them in */
+#define STALE_LOSSES 64u                /* so many larger candidates lost, and no main entry was found touched: let them in */
 #define WAVER 32u                       /* what is free of a full memory wavers by up to this part of it (twice room.c's FREE_SHARE) */
 #define SPILLS_PER_INSERT 2u            /* one more than comes in: an over-full window drains */
 #define POLLS_USUAL 12u                 /* sampled keys looked at per insert; */
@@ -43,16 +43,11 @@ static uint64_t live_units(const struct lec_policy_view *view)
     return (uint64_t)lists[LEC_LIST_WINDOW].units + lists[LEC_LIST_PROBATION].units + lists[LEC_LIST_PROTECTED].units;
 }
 
-/* Is it memory that the entries have to share, not the number of them? */
-static bool is_memory_short(const struct lec_policy_view *view)
-{
-    return live_entries(view) < view->max_entries && live_units(view) >= view->total_units - view->total_units / WAVER;
-}
-
-/* How many entries there is room for; where the memory is full before they are max_entries, those that are there. */
+/* How many entries there is room for; where memory is short before they are max_entries, those that are there. */
 static uint32_t capacity(const struct lec_policy_view *view)
 {
-    return is_memory_short(view) ? live_entries(view) + 1u : view->max_entries;
+    uint32_t live = live_entries(view);
+    return view->state->is_memory_short && live && live < view->max_entries ? live : view->max_entries;
 }
 
 /* ---- sketch -------------------------------------------------------------------------------------------------- */
@@ -144,6 +139,13 @@ static uint32_t touches_take(const struct lec_policy_view *view, const struct le
     if (news)
         sample(view, node, LEC_SAMPLE_HIT, news);
     return count;
+}
+
+/* An entry was asked for: if it is one of the main space, that is in use. */
+static void note_use(const struct lec_policy_view *view, const struct lec_node *node)
+{
+    if (lec_node_list(node) != LEC_LIST_WINDOW)
+        view->state->large_losses = 0;
 }
 
 /* ---- lists --------------------------------------------------------------------------------------------------- */
@@ -243,7 +245,7 @@ static bool is_over(const struct lec_policy_list *list, uint32_t entries, uint32
 static uint32_t shared_units(const struct lec_policy_view *view)
 {
     uint64_t units = live_units(view);
-    return is_memory_short(view) && units < view->total_units ? (uint32_t)units : view->total_units;
+    return view->state->is_memory_short && units < view->total_units ? (uint32_t)units : view->total_units;
 }
 
 /* With `coming` entries more, of one unit each, for want of their sizes. */
@@ -255,16 +257,16 @@ static bool is_window_over(const struct lec_policy_view *view, uint32_t coming)
     return is_over(&window, part(view->max_entries, lec_policy_window_share(view)), part(shared_units(view), lec_policy_window_share(view)));
 }
 
-/* When memory is short, nearly its share is enough: an eviction that freed more than was needed must not let others in
- * without a contest. */
-static bool is_main_full(const struct lec_policy_view *view)
+/* Has the main space room for so many units more, within its share? When memory is short, nearly its share is enough: an
+ * eviction that freed more than was needed must not let others in without a contest. */
+static bool has_main_room(const struct lec_policy_view *view, uint32_t units)
 {
     const struct lec_policy_list *probation = list_of(view, LEC_LIST_PROBATION);
     const struct lec_policy_list *protected = list_of(view, LEC_LIST_PROTECTED);
-    uint32_t share = LEC_SHARE_ONE - lec_policy_window_share(view);
-    uint32_t slack = is_memory_short(view) ? view->total_units / WAVER : 0u;
-    return probation->entries + protected->entries >= part(view->max_entries, share)
-        || probation->units + protected->units + slack >= part(shared_units(view), share);
+    uint32_t share = LEC_SHARE_ONE - lec_policy_window_share(view), spare = view->total_units / WAVER;
+    uint64_t slack = !view->state->is_memory_short ? 0u : units > spare ? units : spare;
+    return probation->entries + protected->entries < part(view->max_entries, share)
+        && probation->units + protected->units + slack < part(shared_units(view), share);
 }
 
 static bool is_protected_over(const struct lec_policy_view *view)
@@ -300,8 +302,7 @@ static bool is_touched(struct hunt *hunt, uint32_t id)
     const struct lec_node *node = &hunt->view->nodes[id];
     if (!touches_take(hunt->view, node))
         return false;
-    if (lec_node_list(node) != LEC_LIST_WINDOW)
-        hunt->view->state->large_losses = 0;    /* the main space is in use */
+    note_use(hunt->view, node);
     return true;
 }
 
@@ -324,18 +325,28 @@ static void shrink_protected(struct hunt *hunt)
     }
 }
 
-/* Did the main space win again and again over candidates too large to be weighed, while nobody asked for its entries? */
+/* Did the main space win again and again over larger candidates, while nobody asked for its entries? */
 static bool is_main_stale(const struct lec_policy_view *view)
 {
     return view->state->large_losses >= STALE_LOSSES;
 }
 
-/* Who leaves the main space next: promotes what was touched on the way. A stale main space begins with those that were
- * promoted once: else they would stay as long as nobody else is. */
+/* The protected entry that leaves a stale main space, before those in probation: else it would stay as long as nobody else
+ * is promoted. LEC_NONE if it is touched: then the main space is not stale. */
+static uint32_t stale_victim(struct hunt *hunt)
+{
+    uint32_t id = is_main_stale(hunt->view) ? tail_of(hunt, LEC_LIST_PROTECTED) : LEC_NONE;
+    if (id == LEC_NONE || !is_touched(hunt, id))
+        return id;
+    move_to_head(hunt, id, LEC_LIST_PROTECTED);
+    return LEC_NONE;
+}
+
+/* Who leaves the main space next: promotes what was touched on the way. */
 static uint32_t main_victim(struct hunt *hunt)
 {
-    uint32_t id = is_main_stale(hunt->view) ? untouched_tail(hunt, LEC_LIST_PROTECTED) : LEC_NONE;
-    if (id != LEC_NONE)
+    uint32_t id = stale_victim(hunt);
+    if (id != LEC_NONE || hunt->damaged)
         return id;
     id = tail_of(hunt, LEC_LIST_PROBATION);
     while (id != LEC_NONE && is_touched(hunt, id)) {
@@ -368,11 +379,10 @@ static uint32_t displaced_evidence(const struct hunt *hunt, uint32_t id, uint32_
     return sum;
 }
 
-/* Is the candidate so large that a contest cannot weigh it against all that it displaces? */
-static bool is_huge(const struct hunt *hunt, uint32_t candidate, uint32_t victim)
+static bool is_larger(const struct hunt *hunt, uint32_t candidate, uint32_t victim)
 {
     const struct lec_node *nodes = hunt->view->nodes;
-    return lec_node_units(&nodes[candidate]) / CONTEST_VICTIMS > lec_node_units(&nodes[victim]);
+    return lec_node_units(&nodes[candidate]) > lec_node_units(&nodes[victim]);
 }
 
 /* Is the window's candidate worth more than what it displaces? That is the one victim if entries are scarce, not units,
@@ -384,12 +394,11 @@ static bool is_worth_more(const struct hunt *hunt, uint32_t candidate, uint32_t 
 {
     const struct lec_policy_view *view = hunt->view;
     const struct lec_node *loser = &view->nodes[victim];
-    uint32_t units = lec_node_units(&view->nodes[candidate]);
-    if (live_entries(view) >= view->max_entries || units <= lec_node_units(loser))
+    if (!view->state->is_memory_short || !is_larger(hunt, candidate, victim))
         return frequency > lec_policy_frequency(view, loser->tag) + touches_peek(view, loser);
-    if (is_main_stale(view) && is_huge(hunt, candidate, victim))
+    if (is_main_stale(view))
         return true;
-    uint32_t displaced = displaced_evidence(hunt, victim, units, evidence(frequency));
+    uint32_t displaced = displaced_evidence(hunt, victim, lec_node_units(&view->nodes[candidate]), evidence(frequency));
     return displaced == 0 || evidence(frequency) > displaced;
 }
 
@@ -414,7 +423,7 @@ static uint32_t contest(struct hunt *hunt)
         move_to_head(hunt, candidate, LEC_LIST_PROBATION);
         return victim;
     }
-    if (is_huge(hunt, candidate, victim))
+    if (is_larger(hunt, candidate, victim) && !is_main_stale(hunt->view))
         hunt->view->state->large_losses++;
     move_to_head(hunt, victim, lec_node_list(&hunt->view->nodes[victim]));
     return candidate;
@@ -423,6 +432,7 @@ static uint32_t contest(struct hunt *hunt)
 enum lec_policy_status lec_policy_victim(const struct lec_policy_view *view, uint32_t protect_id, uint32_t *victim)
 {
     struct hunt hunt = {view, protect_id, EXAMINED_PER_VICTIM, false};
+    view->state->is_memory_short = live_entries(view) < view->max_entries;
     uint32_t id = is_window_over(view, 1) ? contest(&hunt) : main_victim(&hunt);
     if (id == LEC_NONE && !hunt.damaged)
         id = untouched_tail(&hunt, LEC_LIST_WINDOW);
@@ -466,6 +476,7 @@ static uint32_t poll_key(const struct lec_policy_view *view, struct lec_shadow_k
     if (!node)
         lec_shadow_gone(&view->state->shadow, key);
     if (hits) {
+        note_use(view, node);
         lec_shadow_hit(&view->state->shadow, key, hits);
         sample(view, node, LEC_SAMPLE_HIT, hits);
     }
@@ -500,9 +511,9 @@ static void poll_hits(const struct lec_policy_view *view)
 static enum lec_policy_status spill_window(const struct lec_policy_view *view)
 {
     struct hunt hunt = {view, LEC_NONE, 0, false};
-    for (uint32_t i = 0; i < SPILLS_PER_INSERT && is_window_over(view, 0) && !is_main_full(view); i++) {
+    for (uint32_t i = 0; i < SPILLS_PER_INSERT && is_window_over(view, 0); i++) {
         uint32_t id = tail_of(&hunt, LEC_LIST_WINDOW);
-        if (id == LEC_NONE || id == list_of(view, LEC_LIST_WINDOW)->head)
+        if (id == LEC_NONE || id == list_of(view, LEC_LIST_WINDOW)->head || !has_main_room(view, lec_node_units(&view->nodes[id])))
             break;
         move_to_head(&hunt, id, LEC_LIST_PROBATION);
     }
@@ -514,8 +525,8 @@ enum lec_policy_status lec_policy_insert(const struct lec_policy_view *view, uin
     if (id >= view->max_entries || lec_node_list(&view->nodes[id]) != LEC_LIST_FREE)
         return LEC_POLICY_DAMAGED;
     touches_clear(view, &view->nodes[id]);
-    count_accesses(view, view->nodes[id].tag, 1);
     list_push(view, LEC_LIST_WINDOW, id);
+    count_accesses(view, view->nodes[id].tag, 1);
     poll_hits(view);    /* first: they came before */
     if (lec_shadow_insert(&view->state->shadow, view->nodes[id].tag, id))
         sample(view, &view->nodes[id], LEC_SAMPLE_INSERT, 1);

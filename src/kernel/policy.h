@@ -33,8 +33,8 @@ struct lec_policy {
     struct lec_policy_list lists[4];/* by enum lec_list; [LEC_LIST_FREE] is unused */
     uint64_t random;                /* xorshift state, never 0 */
     struct lec_sketch_aging aging;
-    uint32_t large_losses;          /* of very large candidates, since an entry of the main space was last found touched */
-    uint32_t unused;
+    uint32_t large_losses;          /* of larger candidates since an entry of the main space was last found touched, up to a bound */
+    uint32_t is_memory_short;       /* the last hunt for a victim was for memory, not for a node */
     struct lec_shadow shadow;       /* finds the window's share */
 };
 

@@ -94,6 +94,7 @@ void lec_policy_rebuild(const struct lec_policy_view *view, const uint64_t *live
 {
     memset(scratch, 0, lec_policy_bitmap_words(view->max_entries) * sizeof *scratch);
     view->state->random |= 1u;
+    view->state->large_losses = 0;
     rebuild_lists(view, live, scratch);
     for (uint32_t id = 0; id < view->max_entries; id++) {
         if (!bit_test(live, id))

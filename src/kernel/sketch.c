@@ -69,7 +69,8 @@ static void age(const struct lec_sketch *sketch, uint32_t added)
 {
     struct lec_sketch_aging *aging = sketch->aging;
     aging->additions += added;
-    if (aging->additions >= sketch->period) {
+    /* Not before the last line has had its turn: the last ones would never be halved where the period is short. */
+    if (aging->additions >= sketch->period && aging->cursor >= sketch->lines) {
         aging->additions = 0;
         aging->cursor = 0;
     }

@@ -116,7 +116,7 @@ static void forget(struct harness *harness, uint32_t id, uint32_t units)
 /* Status of the policy; the first one that is not OK ends the operation. */
 static enum lec_policy_status make_room(struct harness *harness, uint32_t units, uint32_t protect)
 {
-    while (harness->live == MAX_ENTRIES || harness->view.total_units - harness->used_units < units) {
+    while (harness->live == harness->view.max_entries || harness->view.total_units - harness->used_units < units) {
         uint32_t id;
         enum lec_policy_status status = lec_policy_victim(&harness->view, protect, &id);
         if (status != LEC_POLICY_OK)
@@ -363,7 +363,7 @@ static uint32_t next_of_loop_that_overflows_memory(uint32_t i)
     return i % (ROOM + ROOM / 4u);
 }
 
-/* Budgets of all units, where some are always free, would let every newcomer pass without a contest: no hit at all. */
+/* Were the window's surplus moved on whenever something is free, every newcomer would pass without a contest: no hit at all. */
 static void a_loop_hits_where_memory_is_short_too(void)
 {
     struct harness *harness = create(ROOM * UNITS_EACH);
@@ -386,6 +386,93 @@ static void the_sketch_ages_by_the_entries_there_is_room_for(void)
             set_where_memory_is_short(harness, key % KEYS, UNITS_EACH);
     expect(before > 0 && harness->view.state->aging.additions <= ROOM * LEC_SKETCH_ADDITIONS_PER_ENTRY, "additions start over once per ten entries of room");
     destroy(harness);
+}
+
+/* A sweep that began is finished: where the period is short, it would begin again and again before the last lines. */
+static void every_line_of_the_sketch_ages(uint32_t entries_in_memory)
+{
+    uint32_t units = 64, unaged = 0;
+    struct harness *harness = create(entries_in_memory * units);
+    uint32_t lines_in_all = lec_policy_sketch_lines(MAX_ENTRIES);
+    memset(harness->view.sketch, 0xff, lines_in_all * 64u);
+    for (uint32_t key = 0; key < KEYS; key++)
+        set_where_memory_is_short(harness, key, units);
+    for (uint32_t line = 0; line < lines_in_all; line++)
+        unaged += harness->view.sketch[line * LEC_SKETCH_WORDS_PER_LINE] == UINT64_MAX;
+    expect(unaged == 0, "every line of the sketch is halved now and then");
+    destroy(harness);
+}
+
+static uint32_t loop_of;
+
+static uint32_t next_of_short_loop(uint32_t i)
+{
+    return i % loop_of;
+}
+
+/* Hits of 200 accesses per entry on a loop a quarter too long, with the window's share held fast. */
+static uint32_t hits_of_a_loop(uint32_t entries, uint32_t percent, int is_memory_short)
+{
+    struct harness *harness = create(is_memory_short ? entries * UNITS_EACH : MAX_ENTRIES * UNITS_EACH);
+    uint32_t hits = 0;
+    if (!is_memory_short)
+        harness->view.max_entries = entries;
+    loop_of = entries + entries / 4u;
+    for (uint32_t i = 0; i < entries * 200u; i++) {
+        harness->view.state->shadow.share = LEC_SHARE_ONE / 100u * percent;
+        uint32_t key = next_of_short_loop(i);
+        if (harness->where[key] != LEC_NONE) {
+            hits++;
+            touch(harness, key);
+        } else {
+            set_absent(harness, key, UNITS_EACH);
+        }
+    }
+    destroy(harness);
+    return hits;
+}
+
+/* A main space of few entries is never filled to its share exactly: what is missing is less than an entry, no room. */
+static void few_large_entries_are_contested_as_many_small_ones(void)
+{
+    static const uint32_t entries[] = {8, 12, 16, 24, 40}, percents[] = {10, 15, 20, 30, 40};
+    for (uint32_t at = 0; at < sizeof entries / sizeof *entries; at++)
+        for (uint32_t of = 0; of < sizeof percents / sizeof *percents; of++) {
+            uint32_t by_memory = hits_of_a_loop(entries[at], percents[of], 1), by_entries = hits_of_a_loop(entries[at], percents[of], 0);
+            if (by_memory * 10u < by_entries * 6u)
+                fprintf(stderr, "  %u entries, window %u %%: %u hits by memory, %u by entries\n", entries[at], percents[of], by_memory, by_entries);
+            expect(by_memory * 10u >= by_entries * 6u, "a loop hits where few entries fill the memory");
+        }
+}
+
+/* Small entries that are asked for, one access per large value that passes and never returns; percent of hits. */
+static uint32_t hits_beside_large_ones(uint32_t large_units)
+{
+    struct harness *harness = create(MAX_ENTRIES * 4u);
+    uint32_t small = 560, hits = 0, asked = 40000, large = small;
+    for (uint32_t i = 0; i < asked; i++) {
+        uint32_t key = draw(small);
+        hits += harness->where[key] != LEC_NONE;
+        if (harness->where[key] != LEC_NONE)
+            touch(harness, key);
+        else
+            set_where_memory_is_short(harness, key, 4);
+        if (i % 2u)
+            continue;
+        if (harness->where[large] == LEC_NONE)
+            set_where_memory_is_short(harness, large, large_units);
+        large = large + 1u < KEYS ? large + 1u : small;
+    }
+    destroy(harness);
+    return 100u * hits / asked;
+}
+
+static void large_values_that_pass_leave_small_ones_in_use(void)
+{
+    uint32_t some = hits_beside_large_ones(68), more = hits_beside_large_ones(100), most = hits_beside_large_ones(200);
+    if (some <= 75 || more <= 70 || most <= 60)
+        fprintf(stderr, "  beside values of 68, 100 and 200 units: %u, %u and %u %% hits\n", some, more, most);
+    expect(some > 75 && more > 70 && most > 60, "small entries in use hit for the most part beside large ones that pass");
 }
 
 /* Fills the memory with small entries that were asked for twice, then sets large ones, and asks for a small one in 64
@@ -659,6 +746,10 @@ int main(int argc, char **argv)
     the_window_shrinks_for_a_loop();
     a_loop_hits_where_memory_is_short_too();
     the_sketch_ages_by_the_entries_there_is_room_for();
+    every_line_of_the_sketch_ages(100);
+    every_line_of_the_sketch_ages(8);
+    few_large_entries_are_contested_as_many_small_ones();
+    large_values_that_pass_leave_small_ones_in_use();
     large_values_replace_small_ones_unless_they_are_in_use();
     an_incumbent_that_won_starts_over();
     a_loop_that_just_overflows_hits_for_the_most_part();
