@@ -747,7 +747,7 @@ int main(int argc, char **argv)
     a_loop_hits_where_memory_is_short_too();
     the_sketch_ages_by_the_entries_there_is_room_for();
     every_line_of_the_sketch_ages(100);
-    every_line_of_the_sketch_ages(8);
+    every_line_of_the_sketch_ages(1);
     few_large_entries_are_contested_as_many_small_ones();
     large_values_that_pass_leave_small_ones_in_use();
     large_values_replace_small_ones_unless_they_are_in_use();
