@@ -8,6 +8,7 @@
 #define PROTECTED_SHARE (LEC_SHARE_ONE / 10u * 8u) /* of the main space */
 #define EXAMINED_PER_VICTIM 32u         /* after that many the tail leaves, touched or not */
 #define CONTEST_VICTIMS 16u             /* main entries that one candidate is weighed against, at most */
+#define ROTATE_EVERY 4u                 /* an incumbent that wins starts over at one count of accesses in so many */
 #define STALE_LOSSES 64u                /* so many larger candidates lost, and no main entry was found touched: let them in */
 #define WAVER 32u                       /* what is free of a full memory wavers by up to this part of it (twice room.c's FREE_SHARE) */
 #define SPILLS_PER_INSERT 2u            /* one more than comes in: an over-full window drains */
@@ -235,6 +236,13 @@ static uint32_t part(uint32_t whole, uint32_t share)
     return size ? size : 1u;
 }
 
+/* What the main space's part leaves: rounded down as well, the window would be over by one for ever. */
+static uint32_t window_part(const struct lec_policy_view *view, uint32_t whole)
+{
+    uint32_t main = part(whole, LEC_SHARE_ONE - lec_policy_window_share(view));
+    return main < whole ? whole - main : 1u;
+}
+
 static bool is_over(const struct lec_policy_list *list, uint32_t entries, uint32_t units)
 {
     return list->entries > entries || list->units > units;
@@ -254,7 +262,7 @@ static bool is_window_over(const struct lec_policy_view *view, uint32_t coming)
     struct lec_policy_list window = *list_of(view, LEC_LIST_WINDOW);
     window.entries += coming;
     window.units += coming;
-    return is_over(&window, part(view->max_entries, lec_policy_window_share(view)), part(shared_units(view), lec_policy_window_share(view)));
+    return is_over(&window, window_part(view, view->max_entries), window_part(view, shared_units(view)));
 }
 
 /* Has the main space room for so many units more, within its share? When memory is short, nearly its share is enough: an
@@ -412,9 +420,11 @@ static bool is_admitted(const struct hunt *hunt, uint32_t candidate, uint32_t vi
 }
 
 /* The window is over its budget: its tail meets the main space's. An incumbent that wins starts over at the head, so that
- * each candidate meets another one: one strong entry at the tail would shield all the weak ones behind it. */
+ * candidates meet others: one strong entry at the tail would shield all the weak ones behind it. Where entries are
+ * alike, now and then is as good as always, and each new victim costs cache misses. */
 static uint32_t contest(struct hunt *hunt)
 {
+    const struct lec_policy_view *view = hunt->view;
     uint32_t candidate = untouched_tail(hunt, LEC_LIST_WINDOW);
     uint32_t victim = hunt->damaged ? LEC_NONE : main_victim(hunt);
     if (victim == LEC_NONE || candidate == LEC_NONE)
@@ -423,9 +433,10 @@ static uint32_t contest(struct hunt *hunt)
         move_to_head(hunt, candidate, LEC_LIST_PROBATION);
         return victim;
     }
-    if (is_larger(hunt, candidate, victim) && !is_main_stale(hunt->view))
-        hunt->view->state->large_losses++;
-    move_to_head(hunt, victim, lec_node_list(&hunt->view->nodes[victim]));
+    if (is_larger(hunt, candidate, victim) && !is_main_stale(view))
+        view->state->large_losses++;
+    if (view->state->is_memory_short || view->state->aging.additions % ROTATE_EVERY == 0)
+        move_to_head(hunt, victim, lec_node_list(&view->nodes[victim]));
     return candidate;
 }
 
@@ -511,7 +522,7 @@ static void poll_hits(const struct lec_policy_view *view)
 static enum lec_policy_status spill_window(const struct lec_policy_view *view)
 {
     struct hunt hunt = {view, LEC_NONE, 0, false};
-    for (uint32_t i = 0; i < SPILLS_PER_INSERT && is_window_over(view, 0); i++) {
+    for (uint32_t i = 0; i < SPILLS_PER_INSERT && has_main_room(view, 0) && is_window_over(view, 0); i++) {
         uint32_t id = tail_of(&hunt, LEC_LIST_WINDOW);
         if (id == LEC_NONE || id == list_of(view, LEC_LIST_WINDOW)->head || !has_main_room(view, lec_node_units(&view->nodes[id])))
             break;

@@ -60,6 +60,11 @@ def number(pattern: str, text: str) -> int:
     return int(found[-1]) if found else 0
 
 
+def artifacts(work: Path) -> set[str]:
+    """Inputs that a run wrote down because they failed; those of earlier runs in the same folder included."""
+    return {path.name for kind in ("crash-*", "timeout-*", "oom-*", "leak-*") for path in work.glob(kind)}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60.0)
@@ -70,10 +75,9 @@ def main() -> int:
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     started, version = datetime.now(timezone.utc).isoformat(timespec="seconds"), commit()
+    known = artifacts(arguments.work)
     status, output, seconds = fuzz(build(arguments.work), arguments.work, arguments)
-    findings = sorted(
-        path.name for kind in ("crash-*", "timeout-*", "oom-*", "leak-*") for path in arguments.work.glob(kind)
-    )
+    findings = sorted(artifacts(arguments.work) - known)
     outcome = {
         "program": "tests/fuzz/fuzz_segment.c",
         "commit": version,

@@ -489,8 +489,8 @@ MUTANTS = [
     Mutant(
         "an incumbent that won stays at the tail",
         "policy.c",
-        "    move_to_head(hunt, victim, lec_node_list(&hunt->view->nodes[victim]));\n    return candidate;\n",
-        "    return candidate;\n",
+        "        move_to_head(hunt, victim, lec_node_list(&view->nodes[victim]));\n    return candidate;\n",
+        "        (void)victim;\n    return candidate;\n",
         "plain/test_policy",
         "one strong entry shields all the weak ones behind it",
     ),
