@@ -73,8 +73,20 @@ static PyObject *store_method(PyObject *self, const struct store_signature *sign
     return outcome < 0 ? NULL : PyBool_FromLong(outcome);
 }
 
+/* set(key, value), the usual call: there is nothing to parse. */
+static PyObject *set_plain(SlabObject *slab, PyObject *key, PyObject *value)
+{
+    struct store_call call;
+    call.store.mode = LEC_SET;
+    call.store.expected = 0;
+    call.ttl.is_default = call.tti.is_default = true;
+    int outcome = store_objects(slab, &call, key, value);
+    return outcome < 0 ? NULL : PyBool_FromLong(outcome);
+}
+
 PyObject *slab_set(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
 {
+    if (nargs == 2 && !keywords && ((SlabObject *)self)->state) return set_plain((SlabObject *)self, args[0], args[1]);
     static const struct store_signature signature = {"set", LEC_SET, 2, {"key", "value", "ttl", "tti"}};
     return store_method(self, &signature, args, nargs, keywords);
 }
