@@ -374,6 +374,28 @@ static void a_loop_hits_where_memory_is_short_too(void)
     destroy(harness);
 }
 
+/* Entries of one size that were asked for once each: those that came first stay, or a scan would empty the main space. */
+static void a_tie_goes_to_the_incumbent_where_memory_is_short(void)
+{
+    struct harness *harness = create(ROOM * UNITS_EACH);
+    uint32_t firsts = 0, left = 0;
+    static uint8_t was_main[MAX_ENTRIES];
+    for (uint32_t key = 0; key < ROOM * 2u; key++)
+        set_where_memory_is_short(harness, key, UNITS_EACH);
+    for (uint32_t key = 0; key < ROOM * 2u; key++) {
+        was_main[key] = harness->where[key] != LEC_NONE && lec_node_list(&harness->view.nodes[harness->where[key]]) != LEC_LIST_WINDOW;
+        firsts += was_main[key];
+    }
+    for (uint32_t key = ROOM * 2u; key < ROOM * 5u; key++)
+        set_where_memory_is_short(harness, key, UNITS_EACH);
+    for (uint32_t key = 0; key < ROOM * 2u; key++)
+        left += was_main[key] && harness->where[key] != LEC_NONE;
+    if (left * 2u <= firsts)
+        fprintf(stderr, "  %u of %u are left\n", left, firsts);
+    expect(firsts > ROOM / 3u && left * 2u > firsts, "a scan leaves the main space alone where memory is short");
+    destroy(harness);
+}
+
 /* The counters must age by what the cache holds: by max_entries, four times as many, they would all saturate. */
 static void the_sketch_ages_by_the_entries_there_is_room_for(void)
 {
@@ -746,6 +768,7 @@ int main(int argc, char **argv)
     the_sketch_counts_and_ages();
     the_window_shrinks_for_a_loop();
     a_loop_hits_where_memory_is_short_too();
+    a_tie_goes_to_the_incumbent_where_memory_is_short();
     the_sketch_ages_by_the_entries_there_is_room_for();
     every_line_of_the_sketch_ages(100);
     every_line_of_the_sketch_ages(1);

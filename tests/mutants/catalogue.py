@@ -479,6 +479,14 @@ MUTANTS = [
         "with default settings and large values the counters saturate, and every key is as frequent as any",
     ),
     Mutant(
+        "a tie is the newcomer's where memory is short",
+        "policy.c",
+        "    if (!view->state->is_memory_short || !is_larger(hunt, candidate, victim))\n",
+        "    if (!view->state->is_memory_short)\n",
+        "plain/test_policy",
+        "a scan of values that are alike empties the main space",
+    ),
+    Mutant(
         "a sweep of the sketch begins again before it has ended",
         "sketch.c",
         " && aging->cursor >= sketch->lines) {",
