@@ -333,10 +333,10 @@ static void shrink_protected(struct hunt *hunt)
     }
 }
 
-/* Did the main space win again and again over larger candidates, while nobody asked for its entries? */
+/* Memory being short: did the main space win again and again over larger candidates, while nobody asked for its entries? */
 static bool is_main_stale(const struct lec_policy_view *view)
 {
-    return view->state->large_losses >= STALE_LOSSES;
+    return view->state->is_memory_short && view->state->large_losses >= STALE_LOSSES;
 }
 
 /* The protected entry that leaves a stale main space, before those in probation: else it would stay as long as nobody else
@@ -433,7 +433,7 @@ static uint32_t contest(struct hunt *hunt)
         move_to_head(hunt, candidate, LEC_LIST_PROBATION);
         return victim;
     }
-    if (is_larger(hunt, candidate, victim) && !is_main_stale(view))
+    if (view->state->is_memory_short && is_larger(hunt, candidate, victim) && !is_main_stale(view))
         view->state->large_losses++;
     if (view->state->is_memory_short || view->state->aging.additions % ROTATE_EVERY == 0)
         move_to_head(hunt, victim, lec_node_list(&view->nodes[victim]));

@@ -1,8 +1,8 @@
 /* How often was this key asked for lately: a blocked 4-bit count-min sketch.
  *
  * A key's four counters lie in one 64-byte line, one in each of four rows of 32 counters, so an estimate costs one
- * cache miss. Counters saturate at 15 and are all halved once per ten additions and entry (TinyLFU's aging: Einziger,
- * Friedman, Manes, ACM ToS 2017), a few lines at a time so that no single call pays for it.
+ * cache miss. Counters saturate at 15 and are all halved once per ten additions and entry that there is room for
+ * (TinyLFU's aging: Einziger, Friedman, Manes, ACM ToS 2017), a few lines at a time so that no single call pays for it.
  * Guard: the shard's lock; an estimate may be made without it (words are relaxed atomics). Any bytes are a valid sketch; wrong ones cost hit ratio until they have aged.
  */
 #ifndef LEC_SKETCH_H

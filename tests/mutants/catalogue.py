@@ -505,7 +505,7 @@ MUTANTS = [
     Mutant(
         "a stale main space holds out",
         "policy.c",
-        "    return view->state->large_losses >= STALE_LOSSES;\n",
+        "    return view->state->is_memory_short && view->state->large_losses >= STALE_LOSSES;\n",
         "    return view->state->large_losses > UINT32_MAX - STALE_LOSSES;\n",
         "plain/test_policy",
         "small entries that nobody asks for keep larger traffic out for many turnovers",
