@@ -43,23 +43,31 @@ def _keys(folder: Path, trace: str) -> Sequence[int]:
     return synthetic_keys() if trace == SYNTHETIC else read_keys(folder / f"{trace}.trace.gz")
 
 
+def _request(
+    slab: SharedSlab, keys: Sequence[int], value_of: Callable[[int], bytes], look: Callable[[], int]
+) -> tuple[int, int]:
+    """Looks up each key and sets what misses; how many were hits, and the most that `look` saw now and then."""
+    get, store = slab.get, slab.set
+    hits = most = 0
+    for number, key in enumerate(keys):
+        name_of_key = b"%d" % key
+        if get(name_of_key) is not None:
+            hits += 1
+        else:
+            store(name_of_key, value_of(key))
+        if number % LOOK_EVERY == 0:
+            most = max(most, look())
+    return hits, most
+
+
 def replay(keys: Sequence[int], size: int) -> dict[str, Any]:
     """One trace at one size: percent of hits, and the most entries that were ever seen resident."""
     name = f"hitratio-{os.getpid()}-{time.monotonic_ns()}"
     config = SlabConfig(memory_bytes=16 * MiB + 1024 * size, max_entries=size, ttl=None, max_value_bytes=4096)
     begin = time.monotonic()
-    hits = most = 0
     with SharedSlab(name, config) as slab:
         try:
-            get, store = slab.get, slab.set
-            for number, key in enumerate(keys):
-                name_of_key = b"%d" % key
-                if get(name_of_key) is not None:
-                    hits += 1
-                else:
-                    store(name_of_key, b"x")
-                if number % LOOK_EVERY == 0:
-                    most = max(most, len(slab))
+            hits, most = _request(slab, keys, lambda _: b"x", slab.__len__)
             stats = slab.stats()
             problems = slab.check()
         finally:
@@ -133,18 +141,11 @@ def _lru_hits(keys: Sequence[int], size_of: SizeOf, payload_bytes: int) -> int:
 def replay_memory(keys: Sequence[int], entries: int, size_of: SizeOf) -> dict[str, Any]:
     """One trace in a slab whose memory limits: percent of hits, and those of an LRU that holds as many bytes."""
     memory_bytes = memory_for(entries, size_of)
-    hits = most_bytes = 0
     with SharedSlab(f"hitratio-{os.getpid()}-{time.monotonic_ns()}", _slab_config(memory_bytes)) as slab:
         try:
-            get, store = slab.get, slab.set
-            for number, key in enumerate(keys):
-                name_of_key = b"%d" % key
-                if get(name_of_key) is not None:
-                    hits += 1
-                else:
-                    store(name_of_key, _POOL[: size_of(key)])
-                if number % LOOK_EVERY == 0:
-                    most_bytes = max(most_bytes, slab.stats().payload_bytes)
+            hits, most_bytes = _request(
+                slab, keys, lambda key: _POOL[: size_of(key)], lambda: slab.stats().payload_bytes
+            )
             problems = slab.check()
         finally:
             slab.unlink()

@@ -425,13 +425,6 @@ static void every_line_of_the_sketch_ages(uint32_t entries_in_memory)
     destroy(harness);
 }
 
-static uint32_t loop_of;
-
-static uint32_t next_of_short_loop(uint32_t i)
-{
-    return i % loop_of;
-}
-
 /* Hits of 200 accesses per entry on a loop a quarter too long, with the window's share held fast. */
 static uint32_t hits_of_a_loop(uint32_t entries, uint32_t percent, int is_memory_short)
 {
@@ -439,10 +432,9 @@ static uint32_t hits_of_a_loop(uint32_t entries, uint32_t percent, int is_memory
     uint32_t hits = 0;
     if (!is_memory_short)
         harness->view.max_entries = entries;
-    loop_of = entries + entries / 4u;
     for (uint32_t i = 0; i < entries * 200u; i++) {
         harness->view.state->shadow.share = LEC_SHARE_ONE / 100u * percent;
-        uint32_t key = next_of_short_loop(i);
+        uint32_t key = i % (entries + entries / 4u);
         if (harness->where[key] != LEC_NONE) {
             hits++;
             touch(harness, key);
