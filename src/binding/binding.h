@@ -73,11 +73,25 @@ struct life {
 };
 
 /* ---- convert.c: all return false (or NULL) with an exception set ---- */
-bool view_open(PyObject *object, const char *what, struct bytes_view *view);
-bool key_open(PyObject *object, struct bytes_view *view);
+bool view_open_buffer(PyObject *object, const char *what, struct bytes_view *view);
+static inline bool view_open(PyObject *object, const char *what, struct bytes_view *view)
+{
+    if (!PyBytes_CheckExact(object)) return view_open_buffer(object, what, view);
+    view->buffer.obj = NULL;
+    view->bytes = PyBytes_AS_STRING(object);
+    view->count = PyBytes_GET_SIZE(object);
+    return true;
+}
 static inline void view_close(struct bytes_view *view)
 {
     if (view->buffer.obj) PyBuffer_Release(&view->buffer);
+}
+/* Closes the view: its length is none of a key. */
+bool key_refuse(struct bytes_view *view);
+static inline bool key_open(PyObject *object, struct bytes_view *view)
+{
+    if (!view_open(object, "key", view)) return false;
+    return view->count >= 1 && view->count <= (Py_ssize_t)LEC_MAX_KEY ? true : key_refuse(view);
 }
 /* NULL means DEFAULT. */
 bool life_parse(const struct binding_state *state, PyObject *value, const char *name, struct life *life);
@@ -106,11 +120,32 @@ void mapping_reidentify(MappingObject *mapping);
 
 /* ---- slab.c ---- */
 extern PyType_Spec slab_spec;
+/* slab_enter() of a closed slab: NULL with SlabClosedError set. */
+MappingObject *slab_refuse_closed(const SlabObject *slab);
 /* A new reference to the mapping, identified as this process's; NULL with SlabClosedError set. */
-MappingObject *slab_enter(SlabObject *slab);
+static inline MappingObject *slab_enter(SlabObject *slab)
+{
+    MappingObject *mapping;
+#ifdef Py_GIL_DISABLED
+    Py_BEGIN_CRITICAL_SECTION(slab);
+    mapping = (MappingObject *)Py_XNewRef(slab->mapping);
+    Py_END_CRITICAL_SECTION();
+#else
+    mapping = (MappingObject *)Py_XNewRef(slab->mapping);
+#endif
+    if (!mapping) return slab_refuse_closed(slab);
+    if (atomic_load_explicit(&mapping->forks, memory_order_relaxed) != atomic_load_explicit(&binding_forks, memory_order_relaxed))
+        mapping_reidentify(mapping);
+    return mapping;
+}
 /* The same of the live segment; NULL with *is_gone set when it was retired and there is no successor. */
 MappingObject *slab_enter_live(SlabObject *slab, bool *is_gone);
-uint64_t slab_now(const SlabObject *slab);
+static inline uint64_t slab_now(const SlabObject *slab)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    return (uint64_t)(now.tv_sec * INT64_C(1000000000) + now.tv_nsec + slab->clock_offset_ns);
+}
 /* The clock that time.monotonic_ns() reads, without the offset of the tests. */
 static inline uint64_t clock_precise(void)
 {

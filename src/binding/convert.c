@@ -7,14 +7,9 @@
 #define NS_PER_SECOND 1e9
 #define LIFE_MAX_NS (UINT64_C(1) << 61)     /* 73 years: longer lives are as good as this one and cannot overflow a sum */
 
-bool view_open(PyObject *object, const char *what, struct bytes_view *view)
+bool view_open_buffer(PyObject *object, const char *what, struct bytes_view *view)
 {
     view->buffer.obj = NULL;
-    if (PyBytes_CheckExact(object)) {
-        view->bytes = PyBytes_AS_STRING(object);
-        view->count = PyBytes_GET_SIZE(object);
-        return true;
-    }
     if (!PyObject_CheckBuffer(object)) {
         PyErr_Format(PyExc_TypeError, "%s must be bytes-like, not %.100s", what, Py_TYPE(object)->tp_name);
         return false;
@@ -25,10 +20,8 @@ bool view_open(PyObject *object, const char *what, struct bytes_view *view)
     return true;
 }
 
-bool key_open(PyObject *object, struct bytes_view *view)
+bool key_refuse(struct bytes_view *view)
 {
-    if (!view_open(object, "key", view)) return false;
-    if (view->count >= 1 && view->count <= (Py_ssize_t)LEC_MAX_KEY) return true;
     PyErr_Format(PyExc_ValueError, "key must be 1 to %d bytes long, not %zd", (int)LEC_MAX_KEY, view->count);
     view_close(view);
     return false;

@@ -4,30 +4,10 @@
 #define NS_PER_SECOND INT64_C(1000000000)
 #define LOCK_TIMEOUT_NS UINT64_C(1000000000)
 
-MappingObject *slab_enter(SlabObject *slab)
+MappingObject *slab_refuse_closed(const SlabObject *slab)
 {
-    MappingObject *mapping;
-#ifdef Py_GIL_DISABLED
-    Py_BEGIN_CRITICAL_SECTION(slab);
-    mapping = (MappingObject *)Py_XNewRef(slab->mapping);
-    Py_END_CRITICAL_SECTION();
-#else
-    mapping = (MappingObject *)Py_XNewRef(slab->mapping);
-#endif
-    if (!mapping) {
-        PyErr_SetString(slab->state ? slab->state->closed_error : PyExc_RuntimeError, "the slab is closed");
-        return NULL;
-    }
-    if (atomic_load_explicit(&mapping->forks, memory_order_relaxed) != atomic_load_explicit(&binding_forks, memory_order_relaxed))
-        mapping_reidentify(mapping);
-    return mapping;
-}
-
-uint64_t slab_now(const SlabObject *slab)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-    return (uint64_t)(now.tv_sec * NS_PER_SECOND + now.tv_nsec + slab->clock_offset_ns);
+    PyErr_SetString(slab->state ? slab->state->closed_error : PyExc_RuntimeError, "the slab is closed");
+    return NULL;
 }
 
 int slab_reattach(SlabObject *slab)

@@ -32,22 +32,13 @@ static bool cursor_hop(const struct lec_space_view *space, struct cursor *cursor
 
 static uint32_t units_for(uint64_t bytes) { return (uint32_t)((bytes + LEC_UNIT - 1) / LEC_UNIT); }
 
-enum lec_space_status lec_chain_take(const struct lec_space_view *space, uint64_t payload_bytes, uint32_t *unit, uint32_t *units)
+/* Takes extents for the `left` bytes that the run at `unit` does not hold; adds to *units. */
+static LEC_ASIDE enum lec_space_status take_rest(const struct lec_space_view *space, uint32_t unit, uint64_t left, uint32_t *units)
 {
-    uint32_t taken, extent;
-    if (lec_chain_units(payload_bytes) > space->state->free_units) return LEC_SPACE_FULL;
-    enum lec_space_status status = lec_space_take(space, units_for(sizeof(struct lec_entry) + payload_bytes), unit, &taken);
-    if (status != LEC_SPACE_OK) return status;
-    /* Others may have freed these units: their unlinking happened before our stores because taking the lock ended
-     * with a release fence, see lec_shard_lock(). */
-    lec_put32(&lec_entry_at(space, *unit)->extent_units, taken);
-    uint32_t *link = &lec_entry_at(space, *unit)->next;
-    lec_put32(link, LEC_NONE);
-    uint64_t left = sizeof(struct lec_entry) + payload_bytes;
-    left -= left < (uint64_t)taken * LEC_UNIT ? left : (uint64_t)taken * LEC_UNIT;
-    for (*units = taken; left > 0; *units += taken) {
-        status = lec_space_take(space, units_for(left + sizeof(struct lec_extent)), &extent, &taken);
-        if (status == LEC_SPACE_FULL) return lec_chain_give(space, *unit) == LEC_SPACE_OK ? LEC_SPACE_FULL : LEC_SPACE_DAMAGED;
+    uint32_t *link = &lec_entry_at(space, unit)->next, extent, taken;
+    for (; left > 0; *units += taken) {
+        enum lec_space_status status = lec_space_take(space, units_for(left + sizeof(struct lec_extent)), &extent, &taken);
+        if (status == LEC_SPACE_FULL) return lec_chain_give(space, unit) == LEC_SPACE_OK ? LEC_SPACE_FULL : LEC_SPACE_DAMAGED;
         if (status != LEC_SPACE_OK) return status;
         lec_put32(&extent_at(space, extent)->extent_units, taken);
         lec_put32(&extent_at(space, extent)->next, LEC_NONE);
@@ -57,6 +48,20 @@ enum lec_space_status lec_chain_take(const struct lec_space_view *space, uint64_
         left -= left < holds ? left : holds;
     }
     return LEC_SPACE_OK;
+}
+
+enum lec_space_status lec_chain_take(const struct lec_space_view *space, uint64_t payload_bytes, uint32_t *unit, uint32_t *units)
+{
+    if (lec_chain_units(payload_bytes) > space->state->free_units) return LEC_SPACE_FULL;
+    uint64_t bytes = sizeof(struct lec_entry) + payload_bytes;
+    enum lec_space_status status = lec_space_take(space, units_for(bytes), unit, units);
+    if (status != LEC_SPACE_OK) return status;
+    /* Others may have freed these units: their unlinking happened before our stores because taking the lock ended
+     * with a release fence, see lec_shard_lock(). */
+    lec_put32(&lec_entry_at(space, *unit)->extent_units, *units);
+    lec_put32(&lec_entry_at(space, *unit)->next, LEC_NONE);
+    uint64_t held = (uint64_t)*units * LEC_UNIT;
+    return held >= bytes ? LEC_SPACE_OK : take_rest(space, *unit, bytes - held, units);
 }
 
 /* ---- giving and marking ---- */
@@ -112,15 +117,8 @@ static bool cursor_skip(const struct lec_space_view *space, struct cursor *curso
     return true;
 }
 
-bool lec_chain_write(const struct lec_space_view *space, uint32_t unit, uint64_t from, const void *bytes, uint64_t count)
+static LEC_ASIDE bool write_scattered(const struct lec_space_view *space, struct cursor cursor, uint64_t from, const uint8_t *source, uint64_t count)
 {
-    struct cursor cursor;
-    const uint8_t *source = bytes;
-    if (!cursor_first(space, unit, &cursor)) return false;
-    if (from + count <= cursor.left) {      /* the usual case: all in one run */
-        lec_copy_in(cursor.at + from, source, count);
-        return true;
-    }
     if (!cursor_skip(space, &cursor, from)) return false;
     while (count > 0) {
         if (cursor.left == 0 && !cursor_hop(space, &cursor)) return false;
@@ -130,6 +128,15 @@ bool lec_chain_write(const struct lec_space_view *space, uint32_t unit, uint64_t
         count -= step;
         cursor.left -= step;
     }
+    return true;
+}
+
+bool lec_chain_write(const struct lec_space_view *space, uint32_t unit, uint64_t from, const void *bytes, uint64_t count)
+{
+    struct cursor cursor;
+    if (!cursor_first(space, unit, &cursor)) return false;
+    if (from + count > cursor.left) return write_scattered(space, cursor, from, bytes, count);
+    lec_copy_in(cursor.at + from, bytes, count);
     return true;
 }
 

@@ -106,7 +106,7 @@ static bool move_resident(const struct lec_shard_view *view, uint32_t from, uint
 }
 
 /* Frees one slot of the bucket by moving a resident to its other bucket. */
-static uint32_t make_slot(const struct lec_shard_view *view, uint32_t bucket)
+static LEC_ASIDE uint32_t make_slot(const struct lec_shard_view *view, uint32_t bucket)
 {
     for (uint32_t slot = bucket * LEC_SLOTS_PER_BUCKET; slot < (bucket + 1) * LEC_SLOTS_PER_BUCKET; slot++) {
         uint32_t unit = lec_slot_unit(lec_slot_load(view, slot));

@@ -7,3 +7,9 @@
 #ifndef LEC_INTERNAL
 #define LEC_INTERNAL
 #endif
+
+/* How a write is compiled. It runs through some sixty small functions, most with several callers, which a compiler leaves
+ * apart for that; the calls were a sixth of a set's instructions. So a step is compiled with all that it calls inside,
+ * and what few writes need stays aside. */
+#define LEC_STEP __attribute__((noinline, flatten))
+#define LEC_ASIDE __attribute__((noinline))

@@ -121,25 +121,11 @@ static void touches_clear(const struct lec_policy_view *view, const struct lec_n
 /* ---- samples ------------------------------------------------------------------------------------------------- */
 
 /* Something happened to a sampled key; hits: 1..LEC_TOUCH_MAX. */
-static void sample(const struct lec_policy_view *view, const struct lec_node *node, enum lec_sample_kind kind, uint32_t hits)
+static LEC_ASIDE void sample(const struct lec_policy_view *view, const struct lec_node *node, enum lec_sample_kind kind, uint32_t hits)
 {
     uint64_t left_ns = node->expires_at == UINT64_MAX ? UINT64_MAX : node->expires_at > view->now_ns ? node->expires_at - view->now_ns : 0u;
     uint32_t hash = lec_shadow_sample_hash(&view->state->shadow, node->tag);
     lec_samples_note(&view->samples, &(struct lec_sample){hash, hits, lec_node_units(node), kind, left_ns});
-}
-
-/* Reads and clears; a touch that lands in between is lost, which costs one count. */
-static uint32_t touches_take(const struct lec_policy_view *view, const struct lec_node *node)
-{
-    uint32_t count = touches_peek(view, node);
-    if (!count)
-        return 0;
-    touches_clear(view, node);
-    count_accesses(view, node->tag, count);
-    uint32_t news = lec_shadow_touched(&view->state->shadow, node->tag, count);
-    if (news)
-        sample(view, node, LEC_SAMPLE_HIT, news);
-    return count;
 }
 
 /* An entry was asked for: if it is one of the main space, that is in use. */
@@ -147,6 +133,17 @@ static void note_use(const struct lec_policy_view *view, const struct lec_node *
 {
     if (lec_node_list(node) != LEC_LIST_WINDOW)
         view->state->large_losses = 0;
+}
+
+/* An entry was found touched. A touch that lands before they are cleared is lost, which costs one count. */
+static LEC_ASIDE void touches_take(const struct lec_policy_view *view, const struct lec_node *node, uint32_t count)
+{
+    touches_clear(view, node);
+    count_accesses(view, node->tag, count);
+    uint32_t news = lec_shadow_touched(&view->state->shadow, node->tag, count);
+    if (news)
+        sample(view, node, LEC_SAMPLE_HIT, news);
+    note_use(view, node);
 }
 
 /* ---- lists --------------------------------------------------------------------------------------------------- */
@@ -212,7 +209,7 @@ static enum lec_policy_status unlink_entry(const struct lec_policy_view *view, u
     return LEC_POLICY_OK;
 }
 
-static void move_to_head(struct hunt *hunt, uint32_t id, enum lec_list to)
+static LEC_ASIDE void move_to_head(struct hunt *hunt, uint32_t id, enum lec_list to)
 {
     if (!is_linked(hunt->view, id)) {
         hunt->damaged = true;
@@ -308,10 +305,10 @@ static bool is_touched(struct hunt *hunt, uint32_t id)
         return false;
     hunt->steps_left--;
     const struct lec_node *node = &hunt->view->nodes[id];
-    if (!touches_take(hunt->view, node))
-        return false;
-    note_use(hunt->view, node);
-    return true;
+    uint32_t count = touches_peek(hunt->view, node);
+    if (count)
+        touches_take(hunt->view, node, count);
+    return count != 0;
 }
 
 /* Second chance: touched tails start over at the head. */
@@ -323,7 +320,7 @@ static uint32_t untouched_tail(struct hunt *hunt, enum lec_list which)
     return id;
 }
 
-static void shrink_protected(struct hunt *hunt)
+static LEC_ASIDE void shrink_protected(struct hunt *hunt)
 {
     while (is_protected_over(hunt->view) && hunt->steps_left && !hunt->damaged) {
         uint32_t id = untouched_tail(hunt, LEC_LIST_PROTECTED);
@@ -374,7 +371,7 @@ static uint32_t evidence(uint32_t frequency)
 }
 
 /* Summed evidence for the main entries that `units` would displace, first victim `id`; stops above `enough`. */
-static uint32_t displaced_evidence(const struct hunt *hunt, uint32_t id, uint32_t units, uint32_t enough)
+static LEC_ASIDE uint32_t displaced_evidence(const struct hunt *hunt, uint32_t id, uint32_t units, uint32_t enough)
 {
     const struct lec_policy_view *view = hunt->view;
     uint32_t sum = 0, freed = 0;
@@ -499,21 +496,27 @@ static uint32_t between(uint32_t least, uint32_t value, uint32_t most)
     return value < least ? least : value > most ? most : value;
 }
 
+/* How many keys to look at, at each insert. */
+static uint32_t polls(const struct lec_policy_view *view)
+{
+    uint32_t entries = capacity(view);
+    if (entries > LEC_SHADOW_KEYS * POLL_ROUNDS_ENOUGH / (POLLS_LEAST + 1u))
+        return POLLS_LEAST;     /* as below, without dividing */
+    uint32_t enough = between(POLLS_LEAST, LEC_SHADOW_KEYS * POLL_ROUNDS_ENOUGH / entries, POLLS_USUAL);
+    return between(enough, LEC_SHADOW_KEYS * POLL_ROUNDS_LEAST / entries, POLLS_MOST);
+}
+
 /* Looks at a few sampled keys, and at more as long as it finds hits: where inserts are rare, there is time for it. */
 static void poll_hits(const struct lec_policy_view *view)
 {
-    uint32_t entries = capacity(view);
-    uint32_t enough = between(POLLS_LEAST, LEC_SHADOW_KEYS * POLL_ROUNDS_ENOUGH / entries, POLLS_USUAL);
-    uint32_t budget = between(enough, LEC_SHADOW_KEYS * POLL_ROUNDS_LEAST / entries, POLLS_MOST);
-    for (uint32_t extra = 0; extra < POLLS_FOR_HITS_MOST;) {
-        struct lec_shadow_key *key = lec_shadow_next(&view->state->shadow, &budget);
-        if (!key)
-            return;
-        if (poll_key(view, key)) {
-            budget += POLLS_PER_HIT;
-            extra += POLLS_PER_HIT;
-        }
-    }
+    struct lec_shadow *shadow = &view->state->shadow;
+    uint32_t looks = polls(view), extra = 0, live;
+    for (struct lec_shadow_key *set; (set = lec_shadow_next(shadow, &looks, &live)) != NULL;)
+        for (; live; live &= live - 1u)
+            if (poll_key(view, &set[__builtin_ctz(live)]) && extra < POLLS_FOR_HITS_MOST) {
+                looks += POLLS_PER_HIT;
+                extra += POLLS_PER_HIT;
+            }
 }
 
 /* ---- what happens to entries --------------------------------------------------------------------------------- */

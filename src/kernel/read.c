@@ -180,7 +180,7 @@ static enum lec_status try_read(const struct reading *reading)
 }
 
 /* Nobody changes the shard now. A stopped owner must not stop readers too, so this is a trylock, and then a miss. */
-static enum lec_status read_locked(const struct reading *reading)
+static LEC_ASIDE enum lec_status read_locked(const struct reading *reading)
 {
     struct lec_shard_view view;
     lec_shard_view(reading->handle, lec_shard_of(reading->handle, reading->hash), reading->now_ns, &view);
@@ -194,7 +194,7 @@ static enum lec_status read_locked(const struct reading *reading)
     return status == CHANGED ? LEC_ABSENT : status;
 }
 
-enum lec_status lec_get(struct lec_handle *handle, const void *key, uint32_t key_bytes, uint64_t now_ns,
+LEC_STEP enum lec_status lec_get(struct lec_handle *handle, const void *key, uint32_t key_bytes, uint64_t now_ns,
                         lec_buffer_fn buffer, void *context, struct lec_read *read)
 {
     uint64_t state = atomic_load_explicit(&handle->header->state, memory_order_acquire);

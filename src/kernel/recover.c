@@ -210,7 +210,7 @@ static bool mark_roots(const struct lec_shard_view *view, struct salvage *salvag
     return !is_spoiled;
 }
 
-void lec_shard_recover_locked(const struct lec_shard_view *view)
+LEC_ASIDE void lec_shard_recover_locked(const struct lec_shard_view *view)
 {
     struct salvage salvage;
     view->shard->generation++;

@@ -43,7 +43,7 @@ void lec_reservation_abandon(const struct lec_shard_view *view, struct lec_reser
 /* Calls `each` for every reservation of this shard that is not free. */
 typedef void (*reservation_fn)(const struct lec_shard_view *view, struct lec_reservation *reservation, bool owner_lives, void *context);
 
-static void for_each(const struct lec_shard_view *view, reservation_fn each, void *context)
+static LEC_ASIDE void for_each(const struct lec_shard_view *view, reservation_fn each, void *context)
 {
     for (uint32_t index = 1; index < view->handle->geometry.process_count; index++) {
         struct lec_process *process = lec_process_at(view->handle, index);

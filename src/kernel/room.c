@@ -24,7 +24,7 @@ static void count_leaving(const struct lec_shard_view *view, enum lec_leaving ho
     if (from == LEC_LIST_WINDOW) lec_stat_add_locked(view, LEC_STAT_ADMISSION_REJECTIONS, 1);
 }
 
-enum lec_status lec_drop_locked(const struct lec_shard_view *view, uint32_t node, enum lec_leaving how)
+static enum lec_status drop(const struct lec_shard_view *view, uint32_t node, enum lec_leaving how)
 {
     if (node >= view->node_count) return LEC_DAMAGED;
     const struct lec_node *leaving = &view->nodes[node];
@@ -42,6 +42,8 @@ enum lec_status lec_drop_locked(const struct lec_shard_view *view, uint32_t node
     return LEC_OK;
 }
 
+LEC_ASIDE enum lec_status lec_drop_locked(const struct lec_shard_view *view, uint32_t node, enum lec_leaving how) { return drop(view, node, how); }
+
 enum lec_status lec_room_expire_locked(const struct lec_shard_view *view, uint32_t count)
 {
     for (; count > 0; count--) {
@@ -54,12 +56,12 @@ enum lec_status lec_room_expire_locked(const struct lec_shard_view *view, uint32
 }
 
 /* One entry leaves: an expired one if there is any, else the policy's victim. LEC_REFUSED: nobody is left. */
-static enum lec_status evict_one(const struct lec_shard_view *view, uint32_t protect)
+static LEC_STEP enum lec_status evict_one(const struct lec_shard_view *view, uint32_t protect)
 {
     uint32_t node = lec_expiry_due_locked(view);
     if (node != LEC_NONE && node != protect) return lec_drop_locked(view, node, LEC_LEAVES_EXPIRED);
     switch (lec_policy_victim(&view->policy, protect, &node)) {
-    case LEC_POLICY_OK: return lec_drop_locked(view, node, LEC_LEAVES_EVICTED);
+    case LEC_POLICY_OK: return drop(view, node, LEC_LEAVES_EVICTED);
     case LEC_POLICY_EMPTY: return LEC_REFUSED;
     default: return LEC_DAMAGED;
     }

@@ -77,7 +77,7 @@ static struct lec_shadow_key *set_of(struct lec_shadow *shadow, uint32_t tag)
     return &shadow->keys[lec_shadow_sample_hash(shadow, tag) % LEC_SHADOW_SETS * LEC_SHADOW_WAYS];
 }
 
-static struct lec_shadow_key *key_find(struct lec_shadow *shadow, uint32_t tag)
+static LEC_ASIDE struct lec_shadow_key *key_find(struct lec_shadow *shadow, uint32_t tag)
 {
     struct lec_shadow_key *set = set_of(shadow, tag);
     for (uint32_t way = 0; way < LEC_SHADOW_WAYS; way++)
@@ -94,7 +94,7 @@ static void key_drop(struct lec_shadow *shadow, struct lec_shadow_key *key)
 }
 
 /* Takes a free record of the set, else the one that is least missed: not live, then held by the fewest racers. */
-static struct lec_shadow_key *key_claim(struct lec_shadow *shadow, uint32_t tag)
+static LEC_ASIDE struct lec_shadow_key *key_claim(struct lec_shadow *shadow, uint32_t tag)
 {
     struct lec_shadow_key *set = set_of(shadow, tag), *least = set;
     uint32_t fewest = UINT32_MAX;
@@ -418,7 +418,7 @@ static void settle_scores(struct lec_shadow *shadow, const struct lec_shadow_key
             score_hit(&shadow->racers[racer], key);
 }
 
-static void access_key(struct lec_shadow *shadow, struct lec_shadow_key *key, uint32_t count)
+static LEC_ASIDE void access_key(struct lec_shadow *shadow, struct lec_shadow_key *key, uint32_t count)
 {
     uint32_t index = (uint32_t)(key - shadow->keys), room = follow_room(shadow);
     struct lec_sketch sketch = shadow_sketch_of(shadow);
@@ -461,7 +461,7 @@ static void sample_more(struct lec_shadow *shadow)
 }
 
 /* Once per round of polling. A count that is far off was damaged; small differences come from what happened meanwhile. */
-static void finish_round(struct lec_shadow *shadow)
+static LEC_ASIDE void finish_round(struct lec_shadow *shadow)
 {
     uint32_t off = shadow->counted > shadow->live ? shadow->counted - shadow->live : shadow->live - shadow->counted;
     if (off > LIVE_MOST / 4u)
@@ -471,20 +471,30 @@ static void finish_round(struct lec_shadow *shadow)
     shadow->counted = 0;
 }
 
-struct lec_shadow_key *lec_shadow_next(struct lec_shadow *shadow, uint32_t *budget)
+static uint32_t live_ways(const struct lec_shadow_key *set)
 {
-    while (*budget) {
-        struct lec_shadow_key *key = &shadow->keys[shadow->cursor % LEC_SHADOW_KEYS];
-        --*budget;
-        shadow->cursor = (shadow->cursor + 1u) % LEC_SHADOW_KEYS;
-        if (shadow->cursor == 0)
-            finish_round(shadow);
-        if (key->node != LEC_NONE) {
-            shadow->counted++;
-            return key;
-        }
+    uint32_t live = 0;
+#pragma GCC unroll 8
+    for (uint32_t way = 0; way < LEC_SHADOW_WAYS; way++)
+        live |= (uint32_t)(set[way].node != LEC_NONE) << way;
+    return live;
+}
+
+struct lec_shadow_key *lec_shadow_next(struct lec_shadow *shadow, uint32_t *looks, uint32_t *live)
+{
+    uint32_t cursor = shadow->cursor % LEC_SHADOW_KEYS, left_of_set = LEC_SHADOW_WAYS - cursor % LEC_SHADOW_WAYS;
+    if (*looks < left_of_set) {
+        shadow->cursor = cursor + *looks;
+        return NULL;
     }
-    return NULL;
+    *looks -= left_of_set;
+    struct lec_shadow_key *set = &shadow->keys[cursor / LEC_SHADOW_WAYS * LEC_SHADOW_WAYS];
+    *live = live_ways(set);
+    shadow->counted += (uint32_t)__builtin_popcount(*live);
+    shadow->cursor = (cursor + left_of_set) % LEC_SHADOW_KEYS;
+    if (shadow->cursor == 0)
+        finish_round(shadow);
+    return set;
 }
 
 void lec_shadow_hit(struct lec_shadow *shadow, struct lec_shadow_key *key, uint32_t count)

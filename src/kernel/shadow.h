@@ -59,7 +59,7 @@ struct lec_shadow {
     uint32_t threshold;                 /* a key is sampled if its sample hash does not exceed this */
     uint32_t live;                      /* sampled keys in the real cache */
     uint32_t room;                      /* entries a racer may hold, in 1/1024: live, smoothed once the cache is full */
-    uint32_t cursor;                    /* next key to poll */
+    uint32_t cursor;                    /* of polling: keys looked at in this round */
     uint32_t counted;                   /* live keys seen in this round of polling */
     uint32_t accesses;                  /* since the racers were last judged */
     uint32_t is_full;                   /* the real cache has evicted a sampled key */
@@ -85,8 +85,9 @@ LEC_INTERNAL bool lec_shadow_remove(struct lec_shadow *shadow, uint32_t tag);
  * Returns how many are news of a sampled key. */
 LEC_INTERNAL uint32_t lec_shadow_touched(struct lec_shadow *shadow, uint32_t tag, uint32_t count);
 
-/* The next live key to poll, NULL when the budget of keys to look at is spent. */
-LEC_INTERNAL struct lec_shadow_key *lec_shadow_next(struct lec_shadow *shadow, uint32_t *budget);
+/* Polling goes by the set: one that is due is returned as soon as there were looks for all its keys, with a bit in *live for
+ * each that is live; NULL: the looks are spent. Found at once, their cache misses overlap, and there are fewer branches to guess. */
+LEC_INTERNAL struct lec_shadow_key *lec_shadow_next(struct lec_shadow *shadow, uint32_t *looks, uint32_t *live);
 
 /* What polling a key found: it had `count` hits (1..LEC_TOUCH_MAX), or its node is another entry's by now. */
 LEC_INTERNAL void lec_shadow_hit(struct lec_shadow *shadow, struct lec_shadow_key *key, uint32_t count);

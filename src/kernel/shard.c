@@ -85,7 +85,7 @@ static struct timespec deadline_after(clockid_t clock, uint64_t timeout_ns)
     return at;
 }
 
-static int mutex_wait(pthread_mutex_t *mutex, uint64_t timeout_ns)
+static LEC_ASIDE int mutex_wait(pthread_mutex_t *mutex, uint64_t timeout_ns)
 {
 #if defined(__GLIBC__) && __GLIBC_PREREQ(2, 30)
     struct timespec deadline = deadline_after(CLOCK_MONOTONIC, timeout_ns);
@@ -112,7 +112,7 @@ static int mutex_try(pthread_mutex_t *mutex)
 
 /* The dead owner may have stopped between any two stores. Consistent is said last: whoever is killed while recovering
  * leaves the mutex as it found it, and the next one recovers from the start. */
-static void adopt_from_dead_owner(const struct lec_shard_view *view)
+static LEC_ASIDE void adopt_from_dead_owner(const struct lec_shard_view *view)
 {
     lec_shard_recover_locked(view);
     lec_stat_add_locked(view, LEC_STAT_RECOVERIES, 1);
@@ -155,7 +155,7 @@ static void nodes_reset(const struct lec_shard_view *view)
     view->shard->free_nodes = 0;
 }
 
-void lec_shard_clear_locked(const struct lec_shard_view *view)
+LEC_ASIDE void lec_shard_clear_locked(const struct lec_shard_view *view)
 {
     struct lec_shard *shard = view->shard;
     uint32_t epoch = lec_epoch(view->handle);

@@ -30,26 +30,19 @@ void lec_sketch_warm(const struct lec_sketch *sketch, uint64_t hash)
     __builtin_prefetch(line_of(sketch, hash), 1);
 }
 
-/* A key's counter in one of the four rows. */
-struct counter { uint64_t *word; uint32_t shift; };
+/* A key's counter in one of the four rows; two rows have no word in common. */
+struct counter { uint64_t *at, word; uint32_t shift; };
 
 static inline struct counter counter_of(uint64_t *line, uint64_t hash, uint32_t row)
 {
     uint32_t bits = (uint32_t)hash >> (row * 5u);
-    return (struct counter){&line[row * 2u + (bits >> 4 & 1u)], (bits & 15u) * 4u};
+    uint64_t *at = &line[row * 2u + (bits >> 4 & 1u)];
+    return (struct counter){at, lec_load64(at), (bits & 15u) * 4u};
 }
 
 static inline uint32_t counter_value(struct counter counter)
 {
-    return (uint32_t)(lec_load64(counter.word) >> counter.shift) & LEC_SKETCH_COUNTER_MAX;
-}
-
-/* Stores in any case: whether a counter is below its target is a coin toss, and a wrong guess costs more than a store. */
-static inline void counter_raise(struct counter counter, uint32_t target)
-{
-    uint32_t value = counter_value(counter);
-    uint64_t missing = target > value ? target - value : 0u;
-    lec_put64(counter.word, lec_load64(counter.word) + (missing << counter.shift));
+    return (uint32_t)(counter.word >> counter.shift) & LEC_SKETCH_COUNTER_MAX;
 }
 
 static inline uint32_t lesser(uint32_t one, uint32_t other)
@@ -57,12 +50,32 @@ static inline uint32_t lesser(uint32_t one, uint32_t other)
     return one < other ? one : other;
 }
 
-uint32_t lec_sketch_estimate(const struct lec_sketch *sketch, uint64_t hash)
+/* Stores in any case, and compares without a branch (an overshoot's sign as a mask): whether a counter is below its target is
+ * a coin toss, and a wrong guess costs more than a store. */
+static inline void counter_raise(struct counter counter, uint32_t target)
+{
+    int64_t missing = (int64_t)target - counter_value(counter);
+    lec_put64(counter.at, counter.word + ((uint64_t)(missing & ~(missing >> 63)) << counter.shift));
+}
+
+static inline uint32_t counters_least(const struct counter counters[4])
+{
+    return lesser(lesser(counter_value(counters[0]), counter_value(counters[1])), lesser(counter_value(counters[2]), counter_value(counters[3])));
+}
+
+static inline void counters_of(const struct lec_sketch *sketch, uint64_t hash, struct counter counters[4])
 {
     uint64_t *line = line_of(sketch, hash);
-    uint32_t first = lesser(counter_value(counter_of(line, hash, 0)), counter_value(counter_of(line, hash, 1)));
-    uint32_t second = lesser(counter_value(counter_of(line, hash, 2)), counter_value(counter_of(line, hash, 3)));
-    return lesser(first, second);
+#pragma GCC unroll 4
+    for (uint32_t row = 0; row < 4; row++)
+        counters[row] = counter_of(line, hash, row);
+}
+
+uint32_t lec_sketch_estimate(const struct lec_sketch *sketch, uint64_t hash)
+{
+    struct counter counters[4];
+    counters_of(sketch, hash, counters);
+    return counters_least(counters);
 }
 
 static void age(const struct lec_sketch *sketch, uint32_t added)
@@ -84,11 +97,11 @@ static void age(const struct lec_sketch *sketch, uint32_t added)
 /* Conservative update: only counters below the new estimate move, which keeps collisions from feeding each other. */
 void lec_sketch_add(const struct lec_sketch *sketch, uint64_t hash, uint32_t count)
 {
-    uint64_t *line = line_of(sketch, hash);
-    uint32_t target = lesser(lec_sketch_estimate(sketch, hash) + count, LEC_SKETCH_COUNTER_MAX);
-    counter_raise(counter_of(line, hash, 0), target);
-    counter_raise(counter_of(line, hash, 1), target);
-    counter_raise(counter_of(line, hash, 2), target);
-    counter_raise(counter_of(line, hash, 3), target);
+    struct counter counters[4];
+    counters_of(sketch, hash, counters);
+    uint32_t target = lesser(counters_least(counters) + count, LEC_SKETCH_COUNTER_MAX);
+#pragma GCC unroll 4
+    for (uint32_t row = 0; row < 4; row++)
+        counter_raise(counters[row], target);
     age(sketch, count);
 }

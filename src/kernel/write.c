@@ -24,7 +24,8 @@ struct write {
     uint32_t tti_ms;
     uint32_t slot, node;            /* of the key's present entry, LEC_NONE when it has none */
     uint32_t unit, units;           /* taken for the new entry */
-    const uint8_t *ahead, *ahead_end; /* where it will probably be put, as far as that is not yet asked for */
+    const uint8_t *ahead;           /* where it will probably be put, as far as that is not yet asked for, */
+    uint64_t ahead_lines;           /* and how many lines of that are left */
 };
 
 static uint64_t after(uint64_t now_ns, uint64_t duration_ns)
@@ -41,7 +42,7 @@ static uint32_t milliseconds(uint64_t duration_ns)
 static void write_begin(struct write *write, struct lec_handle *handle, const struct lec_store *store, uint64_t now_ns)
 {
     write->store = store;
-    write->ahead = write->ahead_end = NULL;
+    write->ahead_lines = 0;
     write->hash = lec_hash(store->key, store->key_bytes, handle->seed);
     write->expires_at = after(now_ns, store->ttl_ns);
     write->tti_ms = milliseconds(store->tti_ns);
@@ -225,7 +226,7 @@ static enum lec_status insert_locked(struct write *write)
     return LEC_OK;
 }
 
-static enum lec_status publish_locked(struct write *write)
+static LEC_STEP enum lec_status publish_locked(struct write *write)
 {
     enum lec_status status = write->slot != LEC_NONE ? replace_locked(write) : insert_locked(write);
     if (status != LEC_OK) return status;
@@ -235,7 +236,7 @@ static enum lec_status publish_locked(struct write *write)
 }
 
 /* It cannot be stored; what was there before is not the truth any more either. */
-static enum lec_status refuse_locked(struct write *write)
+static LEC_ASIDE enum lec_status refuse_locked(struct write *write)
 {
     lec_stat_add_locked(&write->view, LEC_STAT_REFUSALS, 1);
     enum lec_status status = write->slot == LEC_NONE ? LEC_OK : lec_drop_locked(&write->view, write->node, LEC_LEAVES_DELETED);
@@ -260,16 +261,22 @@ static void key_warm(const struct write *write)
 
 static inline void ahead_some(struct write *write)
 {
-    for (uint32_t line = 0; line < AHEAD_LINES && write->ahead < write->ahead_end; line++, write->ahead += LEC_LINE)
-        __builtin_prefetch(write->ahead, 1);
+    if (write->ahead_lines >= AHEAD_LINES) {    /* the usual case, with nothing to count */
+        for (uint32_t line = 0; line < AHEAD_LINES; line++) __builtin_prefetch(write->ahead + line * LEC_LINE, 1);
+        write->ahead += AHEAD_LINES * LEC_LINE;
+        write->ahead_lines -= AHEAD_LINES;
+        return;
+    }
+    for (; write->ahead_lines > 0; write->ahead_lines--, write->ahead += LEC_LINE) __builtin_prefetch(write->ahead, 1);
 }
 
 static inline void ahead_begin_locked(struct write *write)
 {
     uint64_t units = lec_chain_units((uint64_t)write->store->key_bytes + write->store->value_bytes);
     uint32_t unit = lec_space_next(&write->view.space, units);
-    write->ahead = unit == LEC_NONE ? NULL : lec_space_at(&write->view.space, unit);
-    write->ahead_end = unit == LEC_NONE ? NULL : write->ahead + units * LEC_UNIT;
+    if (unit == LEC_NONE) return;
+    write->ahead = lec_space_at(&write->view.space, unit);
+    write->ahead_lines = units * LEC_UNIT / LEC_LINE;
     ahead_some(write);
 }
 
@@ -293,7 +300,7 @@ static enum lec_status room_locked(struct write *write)
 }
 
 /* Look, decide, make room; the header is written. */
-static enum lec_status prepare_locked(struct write *write)
+static LEC_STEP enum lec_status prepare_locked(struct write *write)
 {
     const struct lec_store *store = write->store;
     enum lec_status status = lec_room_expire_locked(&write->view, EXPIRED_PER_STORE);
@@ -341,7 +348,7 @@ static enum lec_status leave(const struct lec_shard_view *view, enum lec_status 
     return status;
 }
 
-static enum lec_status store_reserved(struct write *write, struct lec_reservation *reservation, uint64_t timeout_ns)
+static LEC_ASIDE enum lec_status store_reserved(struct write *write, struct lec_reservation *reservation, uint64_t timeout_ns)
 {
     bool written = payload_write(write);
     enum lec_status status = written ? lec_shard_lock(&write->view, timeout_ns ? timeout_ns : LEC_FILL_TIMEOUT_NS) : LEC_DAMAGED;
@@ -369,7 +376,7 @@ static enum lec_status store_once(struct write *write, uint64_t timeout_ns)
     return store_reserved(write, reservation, timeout_ns);
 }
 
-enum lec_status lec_store(struct lec_handle *handle, const struct lec_store *store, uint64_t now_ns, uint64_t timeout_ns)
+LEC_STEP enum lec_status lec_store(struct lec_handle *handle, const struct lec_store *store, uint64_t now_ns, uint64_t timeout_ns)
 {
     struct write write;
     enum lec_status status = LEC_DAMAGED;
