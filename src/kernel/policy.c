@@ -53,17 +53,15 @@ static uint32_t capacity(const struct lec_policy_view *view)
 
 /* ---- sketch -------------------------------------------------------------------------------------------------- */
 
-/* For estimates; needs no lock. */
 static struct lec_sketch sketch_of(const struct lec_policy_view *view)
 {
-    return (struct lec_sketch){view->sketch, &view->state->aging, lec_sketch_lines(view->max_entries), 0};
+    return (struct lec_sketch){view->sketch, &view->state->aging, lec_sketch_lines(view->max_entries)};
 }
 
 static void count_accesses(const struct lec_policy_view *view, uint32_t tag, uint32_t count)
 {
     struct lec_sketch sketch = sketch_of(view);
-    sketch.period = capacity(view) * LEC_SKETCH_ADDITIONS_PER_ENTRY;
-    lec_sketch_add(&sketch, lec_sketch_hash(view->seed, tag), count);
+    lec_sketch_add(&sketch, lec_sketch_hash(view->seed, tag), count, capacity(view));
 }
 
 uint32_t lec_policy_frequency(const struct lec_policy_view *view, uint32_t tag)

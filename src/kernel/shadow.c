@@ -223,8 +223,7 @@ static uint32_t frequency(const struct lec_shadow *shadow, const struct lec_sket
 
 static struct lec_sketch shadow_sketch_of(struct lec_shadow *shadow)
 {
-    uint32_t period = (shadow->live % LEC_SHADOW_KEYS + 1u) * LEC_SKETCH_ADDITIONS_PER_ENTRY;
-    return (struct lec_sketch){shadow->words, &shadow->aging, LEC_SHADOW_LINES, period};
+    return (struct lec_sketch){shadow->words, &shadow->aging, LEC_SHADOW_LINES};
 }
 
 static bool wins(const struct race *race, uint32_t candidate, uint32_t victim)
@@ -422,7 +421,7 @@ static LEC_ASIDE void access_key(struct lec_shadow *shadow, struct lec_shadow_ke
 {
     uint32_t index = (uint32_t)(key - shadow->keys), room = follow_room(shadow);
     struct lec_sketch sketch = shadow_sketch_of(shadow);
-    lec_sketch_add(&sketch, lec_sketch_hash(shadow->seed, key->tag), count);
+    lec_sketch_add(&sketch, lec_sketch_hash(shadow->seed, key->tag), count, shadow->live % LEC_SHADOW_KEYS + 1u);
     settle_scores(shadow, key);
     for (uint32_t number = 0; number < LEC_SHADOW_RACERS; number++) {
         uint32_t list = key_list(key, number);

@@ -78,12 +78,12 @@ uint32_t lec_sketch_estimate(const struct lec_sketch *sketch, uint64_t hash)
     return counters_least(counters);
 }
 
-static void age(const struct lec_sketch *sketch, uint32_t added)
+static void age(const struct lec_sketch *sketch, uint32_t added, uint32_t period)
 {
     struct lec_sketch_aging *aging = sketch->aging;
     aging->additions += added;
     /* Not before the last line has had its turn: the last ones would never be halved where the period is short. */
-    if (aging->additions >= sketch->period && aging->cursor >= sketch->lines) {
+    if (aging->additions >= period && aging->cursor >= sketch->lines) {
         aging->additions = 0;
         aging->cursor = 0;
     }
@@ -95,7 +95,7 @@ static void age(const struct lec_sketch *sketch, uint32_t added)
 }
 
 /* Conservative update: only counters below the new estimate move, which keeps collisions from feeding each other. */
-void lec_sketch_add(const struct lec_sketch *sketch, uint64_t hash, uint32_t count)
+void lec_sketch_add(const struct lec_sketch *sketch, uint64_t hash, uint32_t count, uint32_t entries)
 {
     struct counter counters[4];
     counters_of(sketch, hash, counters);
@@ -103,5 +103,5 @@ void lec_sketch_add(const struct lec_sketch *sketch, uint64_t hash, uint32_t cou
 #pragma GCC unroll 4
     for (uint32_t row = 0; row < 4; row++)
         counter_raise(counters[row], target);
-    age(sketch, count);
+    age(sketch, count, entries * LEC_SKETCH_ADDITIONS_PER_ENTRY);
 }

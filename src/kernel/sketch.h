@@ -27,7 +27,6 @@ struct lec_sketch {
     uint64_t *words;        /* lines * LEC_SKETCH_WORDS_PER_LINE, 64-byte aligned */
     struct lec_sketch_aging *aging;
     uint32_t lines;         /* at least 1 */
-    uint32_t period;        /* additions between two halvings; of no meaning for estimates */
 };
 
 /* Mixes a tag, with a seed that no attacker knows, into the hash the functions below want. The tag also places the
@@ -43,8 +42,9 @@ static inline uint64_t lec_sketch_hash(uint64_t seed, uint32_t tag)
 /* Lines for a shard of max_entries: 8 bytes of sketch per entry. */
 LEC_INTERNAL uint32_t lec_sketch_lines(uint32_t max_entries);
 LEC_INTERNAL void lec_sketch_reset(const struct lec_sketch *sketch);
-/* Counts `count` accesses (0..15) of the key with this well mixed hash, and does its share of the aging. */
-LEC_INTERNAL void lec_sketch_add(const struct lec_sketch *sketch, uint64_t hash, uint32_t count);
+/* Counts `count` accesses (0..15) of the key with this well mixed hash, and does its share of the aging: after additions for
+ * `entries` entries all counters are halved, some at each call. */
+LEC_INTERNAL void lec_sketch_add(const struct lec_sketch *sketch, uint64_t hash, uint32_t count, uint32_t entries);
 /* Asks for the key's line. */
 LEC_INTERNAL void lec_sketch_warm(const struct lec_sketch *sketch, uint64_t hash);
 /* 0..15 */

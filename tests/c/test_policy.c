@@ -285,17 +285,17 @@ static void the_sketch_counts_and_ages(void)
 {
     struct lec_sketch_aging aging;
     uint64_t *words = lines(8u * 64u);
-    struct lec_sketch sketch = {words, &aging, 8, 640};
+    struct lec_sketch sketch = {words, &aging, 8};
     uint64_t hash = lec_sketch_hash(3, 99);
     lec_sketch_reset(&sketch);
     expect(lec_sketch_estimate(&sketch, hash) == 0, "a new sketch knows nothing");
-    lec_sketch_add(&sketch, hash, 3);
+    lec_sketch_add(&sketch, hash, 3, 64);
     expect(lec_sketch_estimate(&sketch, hash) == 3, "an estimate is what was added");
     for (uint32_t i = 0; i < 20; i++)
-        lec_sketch_add(&sketch, hash, 3);
+        lec_sketch_add(&sketch, hash, 3, 64);
     expect(lec_sketch_estimate(&sketch, hash) == LEC_SKETCH_COUNTER_MAX, "counters saturate");
     for (uint32_t i = 0; i < 700; i++)
-        lec_sketch_add(&sketch, lec_sketch_hash(3, 1000u + i % 4u), 1);
+        lec_sketch_add(&sketch, lec_sketch_hash(3, 1000u + i % 4u), 1, 64);
     expect(lec_sketch_estimate(&sketch, hash) < LEC_SKETCH_COUNTER_MAX, "counters are halved once per period");
     free(words);
 }
@@ -573,6 +573,29 @@ static void the_race_knows_how_many_of_its_keys_are_live(void)
     destroy(harness);
 }
 
+/* However few keys are looked at each time: a set is polled when it was paid for, not before, and not left out. */
+static void a_round_of_polling_shows_each_live_key_once(uint32_t looks_each)
+{
+    struct lec_shadow *shadow = calloc(1, sizeof *shadow);
+    uint32_t seen = 0, looked = 0, live = 0, misled = 0;
+    lec_shadow_reset(shadow, random_state);
+    for (uint32_t key = 0; key < 150u; key++)
+        (void)lec_shadow_insert(shadow, tag_of(key), key);
+    for (uint32_t i = 0; i < LEC_SHADOW_KEYS; i++)
+        live += shadow->keys[i].node != LEC_NONE;
+    while (looked < LEC_SHADOW_KEYS) {
+        uint32_t looks = looks_each < LEC_SHADOW_KEYS - looked ? looks_each : LEC_SHADOW_KEYS - looked, ways;
+        looked += looks;
+        for (struct lec_shadow_key *set; (set = lec_shadow_next(shadow, &looks, &ways)) != NULL;)
+            for (uint32_t way = 0; way < LEC_SHADOW_WAYS; way++) {
+                misled += (ways >> way & 1u) != (set[way].node != LEC_NONE) || &set[way] >= shadow->keys + looked;
+                seen += ways >> way & 1u;
+            }
+    }
+    expect(live > 50 && seen == live && !misled, "a round of polling shows each live key once");
+    free(shadow);
+}
+
 static void the_window_grows_for_recency(void)
 {
     struct harness *harness = create(MAX_ENTRIES);
@@ -770,6 +793,9 @@ int main(int argc, char **argv)
     an_incumbent_that_won_starts_over();
     a_loop_that_just_overflows_hits_for_the_most_part();
     the_race_knows_how_many_of_its_keys_are_live();
+    a_round_of_polling_shows_each_live_key_once(1);
+    a_round_of_polling_shows_each_live_key_once(3);
+    a_round_of_polling_shows_each_live_key_once(40);
     the_window_grows_for_recency();
     frequent_keys_are_known();
     rebuilding_a_sound_shard_changes_nothing();

@@ -495,6 +495,14 @@ MUTANTS = [
         "with large values the last lines are never halved: keys that fall there win every contest",
     ),
     Mutant(
+        "looks that do not fill a set are lost",
+        "shadow.c",
+        "        shadow->cursor = cursor + *looks;\n",
+        "        shadow->cursor = cursor;\n",
+        "plain/test_policy",
+        "in large caches, where few keys are looked at per insert, no hit is ever found by polling",
+    ),
+    Mutant(
         "an incumbent that won stays at the tail",
         "policy.c",
         "        move_to_head(hunt, victim, lec_node_list(&view->nodes[victim]));\n    return candidate;\n",
