@@ -1,5 +1,5 @@
-/* The kernel as one translation unit: its calls across files are inlined, a set takes an eighth fewer instructions, and
- * no compiler needs link-time optimisation for it. The C tests compile the same files one by one. */
+/* The kernel as one translation unit: its calls across files are inlined (see internal.h), and no compiler needs link-time
+ * optimisation for it. The C tests compile the same files one by one. */
 #define LEC_INTERNAL static __attribute__((unused))
 #include "chain.c"
 #include "check.c"

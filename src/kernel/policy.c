@@ -18,7 +18,7 @@
 #define POLL_ROUNDS_ENOUGH 36u          /* fewer in large ones, where they cost cache misses: so often is enough, */
 #define POLLS_LEAST 3u                  /* but not fewer than this; */
 #define POLLS_PER_HIT 16u               /* and some more for each hit found, */
-#define POLLS_FOR_HITS_MOST 256u        /* but not more than this */
+#define POLLS_FOR_HITS_MOST 256u        /* but not more than this: what is left of its looks then is forfeited */
 #define WARM_FREQUENCY 6u               /* rejected candidates at least this warm are sometimes admitted ... */
 #define WARM_ADMISSION_ODDS 100u        /* ... one in this many */
 
@@ -509,9 +509,9 @@ static void poll_hits(const struct lec_policy_view *view)
 {
     struct lec_shadow *shadow = &view->state->shadow;
     uint32_t looks = polls(view), extra = 0, live;
-    for (struct lec_shadow_key *set; (set = lec_shadow_next(shadow, &looks, &live)) != NULL;)
+    for (struct lec_shadow_key *set; extra < POLLS_FOR_HITS_MOST && (set = lec_shadow_next(shadow, &looks, &live)) != NULL;)
         for (; live; live &= live - 1u)
-            if (poll_key(view, &set[__builtin_ctz(live)]) && extra < POLLS_FOR_HITS_MOST) {
+            if (poll_key(view, &set[__builtin_ctz(live)])) {
                 looks += POLLS_PER_HIT;
                 extra += POLLS_PER_HIT;
             }

@@ -195,7 +195,7 @@ static LEC_ASIDE enum lec_status read_locked(const struct reading *reading)
 }
 
 LEC_STEP enum lec_status lec_get(struct lec_handle *handle, const void *key, uint32_t key_bytes, uint64_t now_ns,
-                        lec_buffer_fn buffer, void *context, struct lec_read *read)
+                                 lec_buffer_fn buffer, void *context, struct lec_read *read)
 {
     uint64_t state = atomic_load_explicit(&handle->header->state, memory_order_acquire);
     if (state >> 32 != 0) return LEC_RETIRED;

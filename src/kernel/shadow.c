@@ -470,12 +470,16 @@ static LEC_ASIDE void finish_round(struct lec_shadow *shadow)
     shadow->counted = 0;
 }
 
-static uint32_t live_ways(const struct lec_shadow_key *set)
+/* A bit for each live key of the set; adds their number to *count. */
+static uint32_t live_ways(const struct lec_shadow_key *set, uint32_t *count)
 {
     uint32_t live = 0;
 #pragma GCC unroll 8
-    for (uint32_t way = 0; way < LEC_SHADOW_WAYS; way++)
-        live |= (uint32_t)(set[way].node != LEC_NONE) << way;
+    for (uint32_t way = 0; way < LEC_SHADOW_WAYS; way++) {
+        uint32_t is_live = set[way].node != LEC_NONE;
+        live |= is_live << way;
+        *count += is_live;
+    }
     return live;
 }
 
@@ -488,8 +492,7 @@ struct lec_shadow_key *lec_shadow_next(struct lec_shadow *shadow, uint32_t *look
     }
     *looks -= left_of_set;
     struct lec_shadow_key *set = &shadow->keys[cursor / LEC_SHADOW_WAYS * LEC_SHADOW_WAYS];
-    *live = live_ways(set);
-    shadow->counted += (uint32_t)__builtin_popcount(*live);
+    *live = live_ways(set, &shadow->counted);
     shadow->cursor = (cursor + left_of_set) % LEC_SHADOW_KEYS;
     if (shadow->cursor == 0)
         finish_round(shadow);

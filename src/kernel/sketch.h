@@ -42,8 +42,8 @@ static inline uint64_t lec_sketch_hash(uint64_t seed, uint32_t tag)
 /* Lines for a shard of max_entries: 8 bytes of sketch per entry. */
 LEC_INTERNAL uint32_t lec_sketch_lines(uint32_t max_entries);
 LEC_INTERNAL void lec_sketch_reset(const struct lec_sketch *sketch);
-/* Counts `count` accesses (0..15) of the key with this well mixed hash, and does its share of the aging: after additions for
- * `entries` entries all counters are halved, some at each call. */
+/* Counts `count` accesses (0..15) of the key with this well mixed hash, and does its share of the aging: all counters are halved,
+ * a few lines at each call, once in LEC_SKETCH_ADDITIONS_PER_ENTRY additions for each of the `entries` there is room for. */
 LEC_INTERNAL void lec_sketch_add(const struct lec_sketch *sketch, uint64_t hash, uint32_t count, uint32_t entries);
 /* Asks for the key's line. */
 LEC_INTERNAL void lec_sketch_warm(const struct lec_sketch *sketch, uint64_t hash);

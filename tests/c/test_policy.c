@@ -170,12 +170,16 @@ static enum lec_policy_status drop(struct harness *harness, uint32_t key)
     return status;
 }
 
-static void touch(struct harness *harness, uint32_t key)
+static _Atomic uint8_t *touch_byte(struct harness *harness, uint32_t key)
 {
     uint32_t slot = harness->where[key];
-    _Atomic uint8_t *touches = &harness->view.buckets[slot / LEC_SLOTS_PER_BUCKET].touches[slot % LEC_SLOTS_PER_BUCKET];
-    if (*touches < LEC_TOUCH_MAX)
-        (*touches)++;
+    return &harness->view.buckets[slot / LEC_SLOTS_PER_BUCKET].touches[slot % LEC_SLOTS_PER_BUCKET];
+}
+
+static void touch(struct harness *harness, uint32_t key)
+{
+    if (*touch_byte(harness, key) < LEC_TOUCH_MAX)
+        (*touch_byte(harness, key))++;
 }
 
 /* Small keys are popular: the smaller of three draws. */
@@ -264,6 +268,28 @@ static void a_hunt_examines_a_bounded_number(void)
     destroy(harness);
 }
 
+/* With all keys hit as often as touches can tell. What is not touched to the brim any more was polled. */
+static void an_insert_polls_a_bounded_number(void)
+{
+    struct harness *harness = create(MAX_ENTRIES);
+    uint32_t most = 0;
+    for (uint32_t key = 0; key < MAX_ENTRIES; key++)
+        set_absent(harness, key, 1);
+    for (uint32_t i = 0; i < 200; i++) {
+        drop(harness, i);
+        for (uint32_t key = 0; key < MAX_ENTRIES + i; key++)
+            for (uint32_t hit = 0; hit < LEC_TOUCH_MAX && harness->where[key] != LEC_NONE; hit++)
+                touch(harness, key);
+        set_absent(harness, MAX_ENTRIES + i, 1);
+        uint32_t polled = 0;
+        for (uint32_t key = 0; key < MAX_ENTRIES + i; key++)
+            polled += harness->where[key] != LEC_NONE && *touch_byte(harness, key) < LEC_TOUCH_MAX;
+        most = polled > most ? polled : most;
+    }
+    expect(most > 8 && most < 16 + LEC_SHADOW_WAYS, "an insert deals with 16 hits, and with those of the set it is at");
+    destroy(harness);
+}
+
 static void a_newcomer_survives_its_own_insertion(void)
 {
     struct harness *harness = create(MAX_ENTRIES);
@@ -279,6 +305,31 @@ static void a_newcomer_survives_its_own_insertion(void)
     }
     expect(survived, "a newcomer is in the cache after its insertion");
     destroy(harness);
+}
+
+/* Each counter is 4 bits, and counting a key moves four of them to one more than the least of the four, none down. */
+static void counting_a_key_leaves_the_others_alone(void)
+{
+    struct lec_sketch_aging aging;
+    uint64_t *words = lines(8u * 64u), before[64];
+    struct lec_sketch sketch = {words, &aging, 8};
+    uint32_t wrong = 0;
+    lec_sketch_reset(&sketch);
+    for (uint32_t i = 0; i < 5000; i++) {
+        uint64_t hash = lec_sketch_hash(3, draw(40));
+        uint32_t count = draw(4), target = lec_sketch_estimate(&sketch, hash) + count, raised = 0;
+        memcpy(before, words, sizeof before);
+        lec_sketch_add(&sketch, hash, count, 1000000);
+        target = target < LEC_SKETCH_COUNTER_MAX ? target : LEC_SKETCH_COUNTER_MAX;
+        for (uint32_t nibble = 0; nibble < 64u * 16u; nibble++) {
+            uint32_t was = before[nibble / 16u] >> (nibble % 16u * 4u) & 15u, is = words[nibble / 16u] >> (nibble % 16u * 4u) & 15u;
+            wrong += is != was && (is != target || is < was);
+            raised += is != was;
+        }
+        wrong += raised > 4 || lec_sketch_estimate(&sketch, hash) != target;
+    }
+    expect(!wrong, "counting a key raises its own counters, to what is due, and no other");
+    free(words);
 }
 
 static void the_sketch_counts_and_ages(void)
@@ -596,6 +647,23 @@ static void a_round_of_polling_shows_each_live_key_once(uint32_t looks_each)
     free(shadow);
 }
 
+/* A damaged cursor: polling still ends, with sets of the table. */
+static void polling_starts_anywhere(void)
+{
+    struct lec_shadow *shadow = calloc(1, sizeof *shadow);
+    uint32_t wrong = 0;
+    lec_shadow_reset(shadow, random_state);
+    for (uint32_t i = 0; i < 5000; i++) {
+        uint32_t looks = draw(400), sets = 0, ways;
+        shadow->cursor = draw(UINT32_MAX);
+        for (struct lec_shadow_key *set; (set = lec_shadow_next(shadow, &looks, &ways)) != NULL; sets++)
+            wrong += set < shadow->keys || set > shadow->keys + LEC_SHADOW_KEYS - LEC_SHADOW_WAYS || (set - shadow->keys) % LEC_SHADOW_WAYS != 0;
+        wrong += sets > 400u / LEC_SHADOW_WAYS + 1u || shadow->cursor >= LEC_SHADOW_KEYS;
+    }
+    expect(!wrong, "polling with a damaged cursor stays in the table");
+    free(shadow);
+}
+
 static void the_window_grows_for_recency(void)
 {
     struct harness *harness = create(MAX_ENTRIES);
@@ -779,7 +847,9 @@ int main(int argc, char **argv)
     an_empty_shard_has_no_victim();
     every_entry_can_be_evicted_but_the_protected();
     a_hunt_examines_a_bounded_number();
+    an_insert_polls_a_bounded_number();
     a_newcomer_survives_its_own_insertion();
+    counting_a_key_leaves_the_others_alone();
     the_sketch_counts_and_ages();
     the_window_shrinks_for_a_loop();
     a_loop_hits_where_memory_is_short_too();
@@ -796,6 +866,7 @@ int main(int argc, char **argv)
     a_round_of_polling_shows_each_live_key_once(1);
     a_round_of_polling_shows_each_live_key_once(3);
     a_round_of_polling_shows_each_live_key_once(40);
+    polling_starts_anywhere();
     the_window_grows_for_recency();
     frequent_keys_are_known();
     rebuilding_a_sound_shard_changes_nothing();

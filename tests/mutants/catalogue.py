@@ -503,6 +503,14 @@ MUTANTS = [
         "in large caches, where few keys are looked at per insert, no hit is ever found by polling",
     ),
     Mutant(
+        "an insert polls as long as it finds hits",
+        "policy.c",
+        "extra < POLLS_FOR_HITS_MOST && (set = lec_shadow_next",
+        "(set = lec_shadow_next",
+        "plain/test_policy",
+        "where every key is hot, one insert deals with all sampled keys, under the lock",
+    ),
+    Mutant(
         "an incumbent that won stays at the tail",
         "policy.c",
         "        move_to_head(hunt, victim, lec_node_list(&view->nodes[victim]));\n    return candidate;\n",
