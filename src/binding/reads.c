@@ -30,18 +30,21 @@ static void *sink_buffer(void *context, uint64_t bytes)
     return to;
 }
 
-/* One kernel read. 1 = hit (sink->bytes is the value), 0 = miss, -1 = exception, 2 = retired. The caller counts. */
-static inline int read_once(MappingObject *mapping, const struct bytes_view *key, uint64_t now_ns, struct sink *sink,
-                            struct lec_read *read)
+/* What a kernel read came to. 1 = hit (sink->bytes is the value), 0 = miss, -1 = exception, 2 = retired. The caller counts. */
+static inline int outcome_of(enum lec_status status, struct sink *sink)
 {
-    sink->bytes = NULL;
-    sink->thread = NULL;
-    enum lec_status status = lec_get(&mapping->handle, key->bytes, (uint32_t)key->count, now_ns, sink_buffer, sink, read);
     sink_regain(sink);
     if (status == LEC_OK) return 1;
     Py_CLEAR(sink->bytes);
     if (status == LEC_RETIRED) return 2;
     return status == LEC_NO_BUFFER ? -1 : 0;
+}
+
+static inline int read_once(MappingObject *mapping, const struct bytes_view *key, uint64_t now_ns, struct sink *sink,
+                            struct lec_read *read)
+{
+    *sink = (struct sink){NULL, NULL};
+    return outcome_of(lec_get(&mapping->handle, key->bytes, (uint32_t)key->count, now_ns, sink_buffer, sink, read), sink);
 }
 
 /* As read_once and counted, following a retired segment to its successor; without one it is a miss. */
@@ -117,14 +120,15 @@ static int many_put(PyObject *found, PyObject *key_object, const struct bytes_vi
     return failed;
 }
 
-/* As read_once for one of many keys; a hit is put into `found`. */
-static int many_one(MappingObject *mapping, PyObject *key_object, uint64_t now_ns, PyObject *found)
+/* As read_once for one of many keys, whose hash is given where it is known; a hit is put into `found`. */
+static int many_one(MappingObject *mapping, PyObject *key_object, const uint64_t *hash, uint64_t now_ns, PyObject *found)
 {
     struct bytes_view key;
-    struct sink sink;
+    struct sink sink = {NULL, NULL};
     struct lec_read read = {0};
     if (!key_open(key_object, &key)) return -1;
-    int outcome = read_once(mapping, &key, now_ns, &sink, &read);
+    int outcome = !hash ? read_once(mapping, &key, now_ns, &sink, &read)
+        : outcome_of(lec_get_hashed(&mapping->handle, *hash, key.bytes, (uint32_t)key.count, now_ns, sink_buffer, &sink, &read), &sink);
     if (outcome == 1 && many_put(found, key_object, &key, sink.bytes) != 0) outcome = -1;
     Py_XDECREF(sink.bytes);
     view_close(&key);
@@ -133,10 +137,10 @@ static int many_one(MappingObject *mapping, PyObject *key_object, uint64_t now_n
 
 #define HINTED_KEYS 8               /* whose cache misses are waited for together */
 
-/* Asks for the lines that the next keys will touch. Other than bytes objects are simply not hinted. */
-static void many_hint(MappingObject *mapping, PyObject *keys, Py_ssize_t at)
+/* Asks for the lines that the next keys will touch; returns how many keys' hashes are known. Other than bytes objects are simply
+ * not hinted. */
+static int many_hint(MappingObject *mapping, PyObject *keys, Py_ssize_t at, uint64_t hashes[HINTED_KEYS])
 {
-    uint64_t hashes[HINTED_KEYS];
     int count = 0;
     for (; count < HINTED_KEYS && at + count < PyTuple_GET_SIZE(keys); count++) {
         PyObject *key = PyTuple_GET_ITEM(keys, at + count);
@@ -144,6 +148,7 @@ static void many_hint(MappingObject *mapping, PyObject *keys, Py_ssize_t at)
         hashes[count] = lec_hint_home(&mapping->handle, PyBytes_AS_STRING(key), (uint32_t)PyBytes_GET_SIZE(key));
     }
     for (int hinted = 0; hinted < count; hinted++) lec_hint_entry(&mapping->handle, hashes[hinted]);
+    return count;
 }
 
 /* Reads keys[at..] on one mapping: how far it came; stops at a retired segment (*outcome 2) or an exception (-1). */
@@ -154,9 +159,12 @@ static Py_ssize_t many_some(SlabObject *slab, PyObject *keys, Py_ssize_t at, PyO
     if (!mapping) return at;
     uint64_t now_ns = slab_now(slab);
     uint32_t counts[2] = {0, 0};    /* misses, hits */
+    uint64_t hashes[HINTED_KEYS];
+    int hashed = 0;
     for (Py_ssize_t first = at; at < PyTuple_GET_SIZE(keys); at++) {
-        if ((at - first) % HINTED_KEYS == 0) many_hint(mapping, keys, at);
-        *outcome = many_one(mapping, PyTuple_GET_ITEM(keys, at), now_ns, found);
+        int number = (int)((at - first) % HINTED_KEYS);
+        if (number == 0) hashed = many_hint(mapping, keys, at, hashes);
+        *outcome = many_one(mapping, PyTuple_GET_ITEM(keys, at), number < hashed ? &hashes[number] : NULL, now_ns, found);
         if (*outcome < 0 || *outcome == 2) break;
         counts[*outcome]++;
     }

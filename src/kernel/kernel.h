@@ -83,9 +83,12 @@ struct lec_read {
 /* buffer == NULL: only look (contains, ttl). Neither counts hit nor miss: the caller does, with lec_count_read(). */
 enum lec_status lec_get(struct lec_handle *handle, const void *key, uint32_t key_bytes, uint64_t now_ns,
                         lec_buffer_fn buffer, void *context, struct lec_read *read);
-/* For many keys at once: ask for the index lines of all, then for the entries of all, then read them. Hints only. */
-uint64_t lec_hint_home(const struct lec_handle *handle, const void *key, uint32_t key_bytes);   /* returns the hash */
+/* For many keys at once: ask for the index lines of all, then for the entries of all, then read them. The first two are hints,
+ * but for the hash, which lec_hint_home() returns and the others take. */
+uint64_t lec_hint_home(const struct lec_handle *handle, const void *key, uint32_t key_bytes);
 void lec_hint_entry(struct lec_handle *handle, uint64_t hash);
+enum lec_status lec_get_hashed(struct lec_handle *handle, uint64_t hash, const void *key, uint32_t key_bytes, uint64_t now_ns,
+                               lec_buffer_fn buffer, void *context, struct lec_read *read);
 void lec_count_read(struct lec_handle *handle, uint32_t hits, uint32_t misses);
 
 /* ---- writes: timeout_ns == 0 means trylock only ---- */

@@ -222,8 +222,12 @@ enum lec_status get_id(struct world *world, uint32_t id, struct buffer *buffer, 
     uint8_t key[LARGEST_KEY];
     uint32_t key_bytes = key_make(world, key, id);
     struct lec_read ignored = {0};
-    return lec_get(&world->handle, key, key_bytes, world->now, buffer ? buffer_take : NULL, buffer,
-                   read ? read : &ignored);
+    struct lec_read *result = read ? read : &ignored;
+    lec_buffer_fn take = buffer ? buffer_take : NULL;
+    if (id % 2 == 0) return lec_get(&world->handle, key, key_bytes, world->now, take, buffer, result);
+    uint64_t hash = lec_hint_home(&world->handle, key, key_bytes);  /* as one of many keys */
+    lec_hint_entry(&world->handle, hash);
+    return lec_get_hashed(&world->handle, hash, key, key_bytes, world->now, take, buffer, result);
 }
 
 enum lec_status store_id(struct world *world, uint32_t id, uint32_t sequence, uint64_t bytes, enum lec_mode mode,

@@ -211,7 +211,15 @@ static enum lec_status get(uint32_t id, bool copies, struct copy *copy, struct l
     uint8_t *exact_key = malloc(key_bytes);
     memcpy(exact_key, key, key_bytes);
     read->wants_token = true;
-    enum lec_status status = lec_get(&world.handle, exact_key, key_bytes, world.now, copies ? give_buffer : NULL, copy, read);
+    lec_buffer_fn give = copies ? give_buffer : NULL;
+    enum lec_status status;
+    if (id % 2 == 0) {
+        status = lec_get(&world.handle, exact_key, key_bytes, world.now, give, copy, read);
+    } else {    /* as one of many keys */
+        uint64_t hash = lec_hint_home(&world.handle, exact_key, key_bytes);
+        lec_hint_entry(&world.handle, hash);
+        status = lec_get_hashed(&world.handle, hash, exact_key, key_bytes, world.now, give, copy, read);
+    }
     free(exact_key);
     return status;
 }
