@@ -58,9 +58,9 @@ def _git(*arguments: str) -> str:
 
 
 def commit() -> str:
-    """The checked-out commit, "+changes" when the tree differs from it, "none" outside a repository."""
+    """The checked-out commit, "+changes" when more than recorded results differs, "none" outside a repository."""
     head = _git("rev-parse", "--verify", "--quiet", "HEAD") or "none"
-    return head + ("+changes" if _git("status", "--porcelain") else "")
+    return head + ("+changes" if _git("status", "--porcelain", "--", ".", ":(exclude)docs/results") else "")
 
 
 def _cpu_model() -> str:
