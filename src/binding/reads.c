@@ -30,21 +30,21 @@ static void *sink_buffer(void *context, uint64_t bytes)
     return to;
 }
 
-/* What a kernel read came to. 1 = hit (sink->bytes is the value), 0 = miss, -1 = exception, 2 = retired. The caller counts. */
-static inline int outcome_of(enum lec_status status, struct sink *sink)
+/* One kernel read, with the key's hash where it is known (else NULL). 1 = hit (sink->bytes is the value), 0 = miss,
+ * -1 = exception, 2 = retired. The caller counts. */
+static inline int read_once(MappingObject *mapping, const struct bytes_view *key, const uint64_t *hash, uint64_t now_ns,
+                            struct sink *sink, struct lec_read *read)
 {
+    struct lec_handle *handle = &mapping->handle;
+    uint32_t key_bytes = (uint32_t)key->count;
+    *sink = (struct sink){NULL, NULL};
+    enum lec_status status = hash ? lec_get_hashed(handle, *hash, key->bytes, key_bytes, now_ns, sink_buffer, sink, read)
+                                  : lec_get(handle, key->bytes, key_bytes, now_ns, sink_buffer, sink, read);
     sink_regain(sink);
     if (status == LEC_OK) return 1;
     Py_CLEAR(sink->bytes);
     if (status == LEC_RETIRED) return 2;
     return status == LEC_NO_BUFFER ? -1 : 0;
-}
-
-static inline int read_once(MappingObject *mapping, const struct bytes_view *key, uint64_t now_ns, struct sink *sink,
-                            struct lec_read *read)
-{
-    *sink = (struct sink){NULL, NULL};
-    return outcome_of(lec_get(&mapping->handle, key->bytes, (uint32_t)key->count, now_ns, sink_buffer, sink, read), sink);
 }
 
 /* As read_once and counted, following a retired segment to its successor; without one it is a miss. */
@@ -53,7 +53,7 @@ static int read_value(SlabObject *slab, const struct bytes_view *key, struct sin
     for (int attempt = 0; attempt < BINDING_ATTEMPTS; attempt++) {
         MappingObject *mapping = slab_enter(slab);
         if (!mapping) return -1;
-        int outcome = read_once(mapping, key, slab_now(slab), sink, read);
+        int outcome = read_once(mapping, key, NULL, slab_now(slab), sink, read);
         lec_count_read(&mapping->handle, outcome == 1, outcome == 0);
         Py_DECREF(mapping);
         if (outcome != 2) return outcome;
@@ -120,15 +120,14 @@ static int many_put(PyObject *found, PyObject *key_object, const struct bytes_vi
     return failed;
 }
 
-/* As read_once for one of many keys, whose hash is given where it is known; a hit is put into `found`. */
+/* As read_once for one of many keys; a hit is put into `found`. */
 static int many_one(MappingObject *mapping, PyObject *key_object, const uint64_t *hash, uint64_t now_ns, PyObject *found)
 {
     struct bytes_view key;
-    struct sink sink = {NULL, NULL};
+    struct sink sink;
     struct lec_read read = {0};
     if (!key_open(key_object, &key)) return -1;
-    int outcome = !hash ? read_once(mapping, &key, now_ns, &sink, &read)
-        : outcome_of(lec_get_hashed(&mapping->handle, *hash, key.bytes, (uint32_t)key.count, now_ns, sink_buffer, &sink, &read), &sink);
+    int outcome = read_once(mapping, &key, hash, now_ns, &sink, &read);
     if (outcome == 1 && many_put(found, key_object, &key, sink.bytes) != 0) outcome = -1;
     Py_XDECREF(sink.bytes);
     view_close(&key);

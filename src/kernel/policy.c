@@ -498,8 +498,6 @@ static uint32_t between(uint32_t least, uint32_t value, uint32_t most)
 static uint32_t polls(const struct lec_policy_view *view)
 {
     uint32_t entries = capacity(view);
-    if (entries > LEC_SHADOW_KEYS * POLL_ROUNDS_ENOUGH / (POLLS_LEAST + 1u))
-        return POLLS_LEAST;     /* as below, without dividing */
     uint32_t enough = between(POLLS_LEAST, LEC_SHADOW_KEYS * POLL_ROUNDS_ENOUGH / entries, POLLS_USUAL);
     return between(enough, LEC_SHADOW_KEYS * POLL_ROUNDS_LEAST / entries, POLLS_MOST);
 }

@@ -307,7 +307,8 @@ static void a_newcomer_survives_its_own_insertion(void)
     destroy(harness);
 }
 
-/* Each counter is 4 bits, and counting a key moves four of them to one more than the least of the four, none down. */
+/* Counters are 4 bits. Counting a key raises those of its four that are below what is due (the least of them and the count) to
+ * just that; none goes down. */
 static void counting_a_key_leaves_the_others_alone(void)
 {
     struct lec_sketch_aging aging;
